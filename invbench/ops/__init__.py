@@ -1,0 +1,125 @@
+"""Involution (Li et al., CVPR 2021, arXiv 2103.06255): a K x K kernel per pixel, shared by groups of channels.
+
+    y[n, c, i, j] = sum over (u, v) in the K x K window of
+                    weight[n, g(c), (u, v), i, j] * x[n, c, s*i + d*(u - K//2), s*j + d*(v - K//2)]
+    g(c) = c // (C // G)            groups are contiguous runs of channels; outside the image x is padded
+
+``BACKENDS`` is the one place that knows the implementations. This module imports none of them and no torch: a
+backend's module is loaded when it is first asked for, and one whose optional library is missing or broken is
+unavailable with a reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from invbench.spec import DTYPES, LayerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from invbench.ops.functional import involution2d as involution2d
+    from invbench.ops.layer import Involution2d as Involution2d
+
+
+class Implementation(Protocol):
+    """What a backend's module offers."""
+
+    def unavailable(self, device: str) -> str | None:
+        """Why nothing can run on this type of device here, and the remedy; None if it can."""
+
+    def aggregate(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out], already validated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One implementation of the operator.
+
+    ``devices`` and ``dtypes`` are what it can ever run on; ``fused`` says that the generated weight never reaches
+    memory; ``automatic`` that ``backend="auto"`` may choose it. ``summary`` is one line for people.
+    """
+
+    name: str
+    module: str
+    summary: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...] = DTYPES
+    differentiable: bool = True
+    fused: bool = False
+    automatic: bool = True
+
+    def load(self) -> Implementation:
+        """Import the module; raises whatever its optional library raises."""
+        return cast(Implementation, importlib.import_module(self.module))
+
+    def unavailable(self, device: str) -> str | None:
+        """Why this backend cannot run on this type of device here, with the remedy; None if it can."""
+        return _unavailable(self, device)
+
+    def refusal(self, device: str, dtype: str) -> str | None:
+        """Why this backend cannot compute this dtype on this type of device, or None if it can."""
+        if dtype not in self.dtypes:
+            return f"it computes {', '.join(self.dtypes)}: got {dtype}; convert x and weight to one of these"
+        return self.unavailable(device)
+
+
+@cache
+def _unavailable(backend: Backend, device: str) -> str | None:
+    try:
+        return backend.load().unavailable(device)
+    # A broken optional library can raise anything while it is imported, and must only cost its own backend.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        return f"its library cannot be imported ({type(error).__name__}: {first_line}); reinstall invbench"
+
+
+# Fastest first: "auto" takes the first that does not refuse.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "triton",
+            "invbench.ops.triton_gpu",
+            "GPU kernels written in Triton",
+            devices=("cuda", "xpu"),
+        ),
+        Backend(
+            "numba",
+            "invbench.ops.numba_cpu",
+            "parallel CPU kernels written in Numba",
+            devices=("cpu",),
+        ),
+        Backend(
+            "compiled",
+            "invbench.ops.compiled",
+            "torch.compile of the plain formulations, the faster of the two",
+            devices=("cpu", "cuda", "xpu"),
+            # Compiling takes seconds for each new shape, which nobody should meet unasked.
+            automatic=False,
+        ),
+        Backend(
+            "naive",
+            "invbench.ops.naive",
+            "tap by tap in plain PyTorch; in float64 the reference",
+            devices=("cpu", "cuda", "mps", "xpu", "meta"),
+        ),
+        Backend(
+            "unfold",
+            "invbench.ops.unfold",
+            "im2col and a weighted sum: what people use today",
+            devices=("cpu", "cuda", "mps", "xpu", "meta"),
+        ),
+    )
+}
+
+
+def __getattr__(name: str) -> Any:
+    # involution2d and Involution2d need torch, which the table above must not import.
+    homes = {"involution2d": "invbench.ops.functional", "Involution2d": "invbench.ops.layer"}
+    if name in homes:
+        return getattr(importlib.import_module(homes[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,110 @@
+"""torch.compile of the plainest formulations: what an informed user would try today.
+
+Two formulations are compiled for each new combination of shapes, dtype and layout, both are timed on the inputs at
+hand, and the faster one is kept. That, and the compilation, is first-call time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from invbench.ops.layout import memory_format_of, pad
+from invbench.spec import LayerSpec
+
+Formulation = Callable[[Tensor, Tensor, LayerSpec], Tensor]
+
+_TRIALS = 3
+_chosen: dict[object, Formulation] = {}
+
+
+def unavailable(device: str) -> str | None:
+    """Why torch.compile cannot make code for this type of device here: it needs a C++ compiler, or Triton."""
+    if device != "cpu":
+        return None
+    compiler = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")
+    if not (shutil.which(compiler) or (sys.platform == "darwin" and shutil.which("clang++"))):
+        return f"torch.compile needs a C++ compiler: {compiler} was not found; install it, or set CXX to one"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "torch.compile needs Python's headers: Python.h was not found; install python3-dev"
+    return None
+
+
+def aggregate(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]."""
+    if torch.compiler.is_compiling():
+        return tap_by_tap(x, weight, spec)  # already inside the user's own torch.compile
+    key = (spec, _signature(x), _signature(weight), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    if key not in _chosen:
+        _chosen[key] = _fastest(x, weight, spec)
+    return _chosen[key](x, weight, spec)
+
+
+def im2col_and_sum(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """All windows at once as a strided view, a product with the weight and a sum over the taps."""
+    H_out, W_out = weight.shape[3:]
+    padded = pad(x, spec)
+    reach = spec.dilation * (spec.K - 1) + 1
+    windows = padded.unfold(2, reach, spec.stride).unfold(3, reach, spec.stride)  # [N, C, H_out, W_out, reach, reach]
+    windows = windows[..., :: spec.dilation, :: spec.dilation].unflatten(1, (spec.G, spec.group_channels))
+    taps = weight.unflatten(2, (spec.K, spec.K)).permute(0, 1, 4, 5, 2, 3).unsqueeze(2)  # [N, G, 1, Ho, Wo, K, K]
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    y = (windows.to(accumulator) * taps.to(accumulator)).sum((-2, -1)).reshape(-1, spec.C, H_out, W_out)
+    return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
+
+
+def tap_by_tap(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """A sum of K*K shifted images, each times one tap of the weight."""
+    H_out, W_out = weight.shape[3:]
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    padded = pad(x, spec).unflatten(1, (spec.G, spec.group_channels))
+    y = torch.zeros((), dtype=accumulator, device=x.device)
+    for tap, tap_weight in enumerate(weight.unbind(2)):
+        top, left = (spec.dilation * offset for offset in divmod(tap, spec.K))
+        window = padded[..., top :: spec.stride, left :: spec.stride][..., :H_out, :W_out]
+        y = y + window.to(accumulator) * tap_weight.to(accumulator).unsqueeze(2)
+    return y.flatten(1, 2).to(x.dtype).contiguous(memory_format=memory_format_of(x))
+
+
+def _fastest(x: Tensor, weight: Tensor, spec: LayerSpec) -> Formulation:
+    compiled = [_compile(formulation) for formulation in (im2col_and_sum, tap_by_tap)]
+    return min(compiled, key=lambda formulation: _seconds(formulation, x, weight, spec))
+
+
+def _compile(formulation: Formulation) -> Formulation:
+    # A code object of its own for each combination: torch.compile gives up, silently, on one function that has
+    # been recompiled for too many shapes.
+    assert isinstance(formulation, types.FunctionType)
+    copy = types.FunctionType(formulation.__code__.replace(), formulation.__globals__, formulation.__name__)
+    return torch.compile(copy, fullgraph=True, dynamic=False)
+
+
+def _seconds(formulation: Formulation, x: Tensor, weight: Tensor, spec: LayerSpec) -> float:
+    """The best of a few calls after the first, with the backward pass where gradients are wanted."""
+    inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (x, weight)]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
+
+    def call() -> float:
+        started = time.perf_counter()
+        y = formulation(inputs[0], inputs[1], spec)
+        if wanted:
+            torch.autograd.grad(y, wanted, torch.ones_like(y))
+        if y.device.type != "cpu":
+            torch.accelerator.synchronize(y.device)
+        return time.perf_counter() - started
+
+    call()
+    return min(call() for _ in range(_TRIALS))
+
+
+def _signature(tensor: Tensor) -> object:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

@@ -1,0 +1,118 @@
+"""``involution2d``: validate, choose a backend, dispatch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from invbench.ops import BACKENDS, Implementation
+from invbench.spec import BackendUnavailable, InvbenchError, LayerSpec, require_choice
+
+_LOADED: dict[str, Implementation] = {}
+
+
+def involution2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    dilation: int = 1,
+    padding_mode: str = "zeros",
+    backend: str = "auto",
+) -> Tensor:
+    """Aggregate x over the K x K window of each output position with that position's own weight.
+
+    x: image [N, C, H, W], float64, float32, float16 or bfloat16, any strides.
+    weight: generated kernels [N, G, K*K, ceil(H / stride), ceil(W / stride)], same dtype and device; K odd, G
+        divides C, taps row-major; channel c uses group c // (C // G).
+    stride, dilation: of the window. padding_mode: zeros, reflect, replicate or circular, as in nn.Conv2d.
+    backend: a name of ``invbench.ops.BACKENDS``, or "auto" for the fastest that does not refuse
+        (``choose_backend`` says which).
+
+    Returns y [N, C, ceil(H / stride), ceil(W / stride)] in x's dtype and memory format. Sums are accumulated in
+    float32 at least. Under autocast, x and weight are cast to autocast's dtype first, float64 excepted.
+
+    Raises InvbenchError for shapes, dtypes or devices that do not fit together, and BackendUnavailable if the
+    backend asked for cannot run here; an explicit backend never falls back to another.
+
+    Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021.
+    """
+    x, weight = _autocast(x), _autocast(weight)
+    spec = _spec_of(x, weight, stride, dilation, padding_mode)
+    name = choose_backend(x, backend)
+    return _LOADED[name].aggregate(x, weight, spec)
+
+
+def choose_backend(x: Tensor, backend: str = "auto") -> str:
+    """The name of the backend that ``involution2d`` would use for x [N, C, H, W].
+
+    Raises BackendUnavailable, with the reason, if the one asked for cannot run.
+    """
+    name, reason = _select(backend, x.device.type, str(x.dtype).removeprefix("torch."))
+    if reason:
+        raise BackendUnavailable(reason)
+    return name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call,untyped-decorator]
+def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
+    """The backend to use and "", or "" and the reason why there is none; loads it."""
+    if backend != "auto":
+        try:
+            require_choice("backend", backend, ("auto", *BACKENDS))
+        except InvbenchError as error:
+            return "", str(error)
+        candidates = [BACKENDS[backend]]
+    else:
+        candidates = [candidate for candidate in BACKENDS.values() if candidate.automatic]
+    reason = ""
+    for candidate in candidates:
+        refusal = candidate.refusal(device, dtype)
+        if refusal is None:
+            _LOADED[candidate.name] = candidate.load()
+            return candidate.name, ""
+        reason = f"backend {candidate.name!r} cannot run: {refusal}"
+    return "", reason
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
+def _spec_of(x: Tensor, weight: Tensor, stride: int, dilation: int, padding_mode: str) -> LayerSpec:
+    """The spec that x and weight imply, or InvbenchError where they do not fit together."""
+    if x.ndim != 4 or weight.ndim != 5:
+        raise InvbenchError(
+            "involution2d takes x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]: "
+            f"got {x.ndim} and {weight.ndim} dimensions; add the batch dimension with unsqueeze(0)"
+        )
+    N, C, H, W = x.shape
+    if C < 1 or H < 1 or W < 1:
+        raise InvbenchError(f"C, H and W must be at least 1: got x {list(x.shape)}; only N may be 0")
+    G, taps = weight.shape[1], weight.shape[2]
+    K = math.isqrt(taps)
+    if K * K != taps or G < 1:
+        raise InvbenchError(
+            "weight must be [N, G, K*K, H_out, W_out] with K odd and G at least 1: "
+            f"got {list(weight.shape)}; K*K={taps} must be 1, 9, 25, 49, ..."
+        )
+    spec = LayerSpec(C=C, K=K, G=G, stride=stride, dilation=dilation, padding_mode=padding_mode)
+    expected = (N, spec.out_size(H), spec.out_size(W))
+    if (weight.shape[0], weight.shape[3], weight.shape[4]) != expected:
+        raise InvbenchError(
+            f"weight does not fit x {list(x.shape)} with stride={stride}: expected "
+            f"{[expected[0], G, taps, *expected[1:]]}, got {list(weight.shape)}; H_out = ceil(H / stride), W_out likewise"
+        )
+    spec.check_size(H, W)
+    if x.dtype != weight.dtype or x.device != weight.device:
+        raise InvbenchError(
+            "x and weight must have one dtype and one device: "
+            f"got {x.dtype} on {x.device} and {weight.dtype} on {weight.device}; convert one with .to()"
+        )
+    if x.layout != torch.strided or weight.layout != torch.strided:
+        raise InvbenchError(f"involution2d takes strided tensors: got {x.layout} and {weight.layout}; use .to_dense()")
+    return spec

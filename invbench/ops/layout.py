@@ -1,0 +1,34 @@
+"""How tensors lie in memory: what an output looks like, and how an image is extended at its borders."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invbench.spec import LayerSpec
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """``channels_last`` if the channels of x [N, C, H, W] are its fastest dimension, also in a slice; else contiguous."""
+    channels_fastest = x.shape[1] > 1 and x.stride(1) == 1
+    return torch.channels_last if channels_fastest and not x.is_contiguous() else torch.contiguous_format
+
+
+def empty_output(x: Tensor, spec: LayerSpec, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised y [N, C, H_out, W_out] in the layout of x [N, C, H, W]."""
+    N, C, H, W = x.shape
+    return torch.empty(
+        (N, C, spec.out_size(H), spec.out_size(W)),
+        dtype=dtype or x.dtype,
+        device=x.device,
+        memory_format=memory_format_of(x),
+    )
+
+
+def pad(x: Tensor, spec: LayerSpec) -> Tensor:
+    """x [N, C, H, W] extended by ``spec.padding`` on each side in its padding mode, in the layout of x."""
+    if spec.padding == 0:
+        return x
+    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+    return F.pad(x, (spec.padding,) * 4, mode=mode)

@@ -1,0 +1,185 @@
+"""How opaque kernels become PyTorch operators: fake formulas, autograd, double backward and forward mode.
+
+Aggregation is linear in x and in the weight, so its forward pass and its two gradients are closed under
+differentiation: each one's derivative is one of the other two. Three operators that name each other in their
+autograd formulas are therefore differentiable as often as anyone likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from invbench.ops.layout import memory_format_of, pad
+from invbench.spec import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How the K x K window lies on the image: tap (u, v) of output (i, j) reads x at
+    (stride*i + dilation*u - padding, stride*j + dilation*v - padding), which is zero outside the image."""
+
+    K: int
+    stride: int
+    dilation: int
+    padding: int
+
+
+class Kernels(Protocol):
+    """What a kernel module implements. Tensors may have any strides; results are new and dense."""
+
+    def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
+        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
+
+    def grad_x(
+        self, grad_y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], channels_last: bool
+    ) -> Tensor:
+        """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
+
+    def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
+        """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
+
+
+def empty_weight(grad_y: Tensor, G: int, taps: int, taps_last: bool) -> Tensor:
+    """An uninitialised [N, G, K*K, H_out, W_out] tensor: contiguous, or a view of [N, H_out, W_out, G, K*K], which
+    is what a channels_last 1x1 convolution writes."""
+    N, _, H_out, W_out = grad_y.shape
+    if taps_last:
+        return grad_y.new_empty((N, H_out, W_out, G, taps)).permute(0, 3, 4, 1, 2)
+    return grad_y.new_empty((N, G, taps, H_out, W_out))
+
+
+def taps_are_last(weight: Tensor) -> bool:
+    """Whether the taps of weight [N, G, K*K, H_out, W_out] are its fastest dimension."""
+    return weight.shape[2] > 1 and weight.stride(2) == 1 and not weight.is_contiguous()
+
+
+class Aggregate:
+    """The operators ``invbench::NAME_forward``, ``NAME_grad_x`` and ``NAME_grad_weight`` of one kernel module.
+
+    Calling it computes y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out].
+    """
+
+    def __init__(self, name: str, kernels: Kernels) -> None:
+        self.name = name
+        self._register_forward(kernels)
+        self._register_grad_x(kernels)
+        self._register_grad_weight(kernels)
+
+    def __call__(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        # Only zeros can be left out of the arithmetic; the other modes read an extended image (one copy of x).
+        padding = spec.padding
+        if spec.padding_mode != "zeros":
+            x, padding = pad(x, spec), 0
+        geometry = (spec.K, spec.stride, spec.dilation, padding)
+        if forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
+            return self._with_tangents(x, weight, geometry)
+        return self.forward(x, weight, *geometry)
+
+    def _with_tangents(self, x: Tensor, weight: Tensor, geometry: tuple[int, int, int, int]) -> Tensor:
+        """Forward-mode differentiation, which an opaque operator would answer with silent zeros."""
+        x, x_tangent = forward_ad.unpack_dual(x)
+        weight, weight_tangent = forward_ad.unpack_dual(weight)
+        y = self.forward(x, weight, *geometry)
+        tangents = []
+        if x_tangent is not None:
+            tangents.append(self.forward(x_tangent, weight, *geometry))
+        if weight_tangent is not None:
+            tangents.append(self.forward(x, weight_tangent, *geometry))
+        return forward_ad.make_dual(y, sum(tangents[1:], tangents[0])) if tangents else y
+
+    def _register_forward(self, kernels: Kernels) -> None:
+        @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())
+        def forward(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
+            return kernels.forward(x, weight, Window(K, stride, dilation, padding))
+
+        @forward.register_fake
+        def _(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
+            size = (x.shape[0], x.shape[1], *weight.shape[3:])
+            return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            x, weight, *ctx.geometry = inputs
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+            ctx.size, ctx.channels_last = x.shape[2:], memory_format_of(x) == torch.channels_last
+            ctx.G, ctx.taps_last = weight.shape[1], taps_are_last(weight)
+
+        def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+            x, weight = ctx.saved_tensors
+            grad_x = grad_weight = None
+            if weight is not None:
+                grad_x = self.grad_x(grad_y, weight, *ctx.geometry, *ctx.size, ctx.channels_last)
+            if x is not None:
+                grad_weight = self.grad_weight(grad_y, x, *ctx.geometry, ctx.G, ctx.taps_last)
+            return grad_x, grad_weight, None, None, None, None
+
+        forward.register_autograd(backward, setup_context=setup_context)
+        self.forward = forward
+
+    def _register_grad_x(self, kernels: Kernels) -> None:
+        @torch.library.custom_op(f"invbench::{self.name}_grad_x", mutates_args=())
+        def grad_x(
+            grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
+            H: int, W: int, channels_last: bool,
+        ) -> Tensor:  # fmt: skip
+            return kernels.grad_x(grad_y, weight, Window(K, stride, dilation, padding), (H, W), channels_last)
+
+        @grad_x.register_fake
+        def _(
+            grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
+            H: int, W: int, channels_last: bool,
+        ) -> Tensor:  # fmt: skip
+            memory_format = torch.channels_last if channels_last else torch.contiguous_format
+            size = (*grad_y.shape[:2], H, W)
+            return torch.empty(size, dtype=grad_y.dtype, device=grad_y.device, memory_format=memory_format)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            grad_y, weight, *ctx.geometry = inputs[:6]
+            ctx.save_for_backward(
+                grad_y if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+            )
+            ctx.G, ctx.taps_last = weight.shape[1], taps_are_last(weight)
+
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            grad_y, weight = ctx.saved_tensors
+            grad_grad_y = None if weight is None else self.forward(grad, weight, *ctx.geometry)
+            grad_weight = None
+            if grad_y is not None:
+                grad_weight = self.grad_weight(grad_y, grad, *ctx.geometry, ctx.G, ctx.taps_last)
+            return grad_grad_y, grad_weight, *[None] * 7
+
+        grad_x.register_autograd(backward, setup_context=setup_context)
+        self.grad_x = grad_x
+
+    def _register_grad_weight(self, kernels: Kernels) -> None:
+        @torch.library.custom_op(f"invbench::{self.name}_grad_weight", mutates_args=())
+        def grad_weight(
+            grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
+        ) -> Tensor:
+            return kernels.grad_weight(grad_y, x, Window(K, stride, dilation, padding), G, taps_last)
+
+        @grad_weight.register_fake
+        def _(
+            grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
+        ) -> Tensor:
+            return empty_weight(grad_y, G, K * K, taps_last)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            grad_y, x, *ctx.geometry = inputs[:6]
+            ctx.save_for_backward(grad_y if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None)
+            ctx.size, ctx.channels_last = x.shape[2:], memory_format_of(x) == torch.channels_last
+
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            grad_y, x = ctx.saved_tensors
+            grad_grad_y = None if x is None else self.forward(x, grad, *ctx.geometry)
+            grad_x = None
+            if grad_y is not None:
+                grad_x = self.grad_x(grad_y, grad, *ctx.geometry, *ctx.size, ctx.channels_last)
+            return grad_grad_y, grad_x, *[None] * 6
+
+        grad_weight.register_autograd(backward, setup_context=setup_context)
+        self.grad_weight = grad_weight

@@ -1,0 +1,176 @@
+"""The vocabulary shared by doing and telling: what an operator is, and what one measured point is.
+
+Standard library only, so that reading a result file or printing help imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+LAYOUTS = ("contiguous", "channels_last")
+BASELINES = ("conv2d", "conv2d-3x3", "depthwise", "none")
+
+
+class InvbenchError(ValueError):
+    """Bad input, told to a person in one line: what, what it got, what it takes, and the remedy."""
+
+
+class BackendUnavailable(InvbenchError):
+    """A backend was asked for by name and cannot run here, or refuses this input; the message says why."""
+
+
+class Mode(StrEnum):
+    """What is timed: inference, the backward pass alone, or forward and backward of a training step."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    TRAIN = "train"
+
+    @property
+    def flop_per_mac(self) -> int:
+        """FLOP of this mode for one multiply-add of the forward pass; the backward pass has twice its work."""
+        return {Mode.FORWARD: 2, Mode.BACKWARD: 4, Mode.TRAIN: 6}[self]
+
+
+class Scope(StrEnum):
+    """``layer``: reduce, norm, activation, span and aggregate. ``aggregate``: the weight is a given input."""
+
+    AGGREGATE = "aggregate"
+    LAYER = "layer"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One involution: C channels in G groups, a K x K window, and how the window moves.
+
+    ``stride`` and ``dilation`` mean the window; ``reduction`` is the ratio of the two 1x1 convolutions that
+    generate the weight (the bare operator ignores it). Raises InvbenchError for what no backend could run.
+    """
+
+    C: int
+    K: int = 7
+    G: int = 1
+    stride: int = 1
+    dilation: int = 1
+    reduction: int = 4
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        for name in ("C", "K", "G", "stride", "dilation", "reduction"):
+            require_positive(name, getattr(self, name))
+        if self.K % 2 == 0:
+            raise InvbenchError(
+                f"K must be odd, so that the window has a centre: got K={self.K}; try K={self.K - 1} or K={self.K + 1}"
+            )
+        if self.C % self.G:
+            divisors = [g for g in range(1, self.C + 1) if self.C % g == 0]
+            raise InvbenchError(
+                f"G must divide C: got C={self.C} and G={self.G}; "
+                f"try G={min(divisors, key=lambda g: abs(g - self.G))}"
+            )
+        if self.padding_mode not in PADDING_MODES:
+            raise InvbenchError(
+                f"padding_mode must be one of {', '.join(PADDING_MODES)}: got {self.padding_mode!r}; try 'zeros'"
+            )
+
+    @property
+    def taps(self) -> int:
+        """Positions in the window, K * K."""
+        return self.K * self.K
+
+    @property
+    def group_channels(self) -> int:
+        """Channels that share one weight, C / G."""
+        return self.C // self.G
+
+    @property
+    def hidden_channels(self) -> int:
+        """Channels between ``reduce`` and ``span``, C / reduction, at least 1."""
+        return max(1, self.C // self.reduction)
+
+    @property
+    def padding(self) -> int:
+        """Rows and columns the window reaches beyond the image on each side."""
+        return self.dilation * (self.K // 2)
+
+    def out_size(self, n: int) -> int:
+        """Output positions along a side of n input positions: ceil(n / stride)."""
+        return -(-n // self.stride)
+
+    def check_size(self, H: int, W: int) -> None:
+        """Refuse an image that the padding mode cannot extend, as nn.Conv2d does."""
+        limit = {"reflect": self.padding + 1, "circular": self.padding}.get(self.padding_mode, 0)
+        if min(H, W) < limit:
+            raise InvbenchError(
+                f"padding_mode {self.padding_mode!r} with K={self.K} and dilation={self.dilation} needs H and W of at "
+                f"least {limit}: got H={H} and W={W}; use 'zeros' or 'replicate', or a smaller K"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The hashable key of one measured point, the same for all its rows (subject and backend belong to the row)."""
+
+    N: int
+    H: int
+    W: int
+    layer: LayerSpec
+    device: str = "cpu"
+    dtype: str = "float32"
+    layout: str = "channels_last"
+    mode: Mode = Mode.FORWARD
+    scope: Scope = Scope.LAYER
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("N", "H", "W", "threads"):
+            require_positive(name, getattr(self, name))
+        for name, allowed in (("dtype", DTYPES), ("layout", LAYOUTS), ("mode", tuple(Mode)), ("scope", tuple(Scope))):
+            require_choice(name, getattr(self, name), allowed)
+        self.layer.check_size(self.H, self.W)
+
+    @property
+    def positions(self) -> int:
+        """Output positions of the whole batch, N * H_out * W_out."""
+        return self.N * self.layer.out_size(self.H) * self.layer.out_size(self.W)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat form of the result document."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layer"}
+        layer = {f.name: getattr(self.layer, f.name) for f in fields(self.layer)}
+        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in sorted_case({**own, **layer}).items()}
+
+    @classmethod
+    def from_dict(cls, flat: dict[str, Any]) -> Case:
+        """The inverse of ``to_dict``."""
+        layer_names = {f.name for f in fields(LayerSpec)}
+        layer = LayerSpec(**{name: v for name, v in flat.items() if name in layer_names})
+        own = {name: v for name, v in flat.items() if name not in layer_names}
+        return cls(layer=layer, **{**own, "mode": Mode(own["mode"]), "scope": Scope(own["scope"])})
+
+
+CASE_FIELDS = (
+    "N", "C", "H", "W", "K", "G", "stride", "dilation", "reduction", "padding_mode",
+    "device", "dtype", "layout", "mode", "scope", "threads",
+)  # fmt: skip
+
+
+def sorted_case(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat case in the order people read it."""
+    return {name: flat[name] for name in CASE_FIELDS}
+
+
+def require_positive(name: str, value: object) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvbenchError(f"{name} must be a whole number of at least 1: got {name}={value!r}; try {name}=1")
+
+
+def require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not in the table."""
+    if value not in allowed:
+        raise InvbenchError(f"{name} must be one of {', '.join(allowed)}: got {value!r}; try {allowed[0]!r}")
