@@ -19,7 +19,7 @@ class InvbenchError(ValueError):
     """Bad input, told to a person in one line: what, what it got, what it takes, and the remedy."""
 
 
-class BackendUnavailable(InvbenchError):
+class BackendUnavailableError(InvbenchError):
     """A backend was asked for by name and cannot run here, or refuses this input; the message says why."""
 
 
@@ -69,8 +69,7 @@ class LayerSpec:
         if self.C % self.G:
             divisors = [g for g in range(1, self.C + 1) if self.C % g == 0]
             raise InvbenchError(
-                f"G must divide C: got C={self.C} and G={self.G}; "
-                f"try G={min(divisors, key=lambda g: abs(g - self.G))}"
+                f"G must divide C: got C={self.C} and G={self.G}; try G={min(divisors, key=lambda g: abs(g - self.G))}"
             )
         if self.padding_mode not in PADDING_MODES:
             raise InvbenchError(

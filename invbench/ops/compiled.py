@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from invbench.ops.layout import memory_format_of, pad
@@ -50,15 +51,13 @@ def aggregate(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def im2col_and_sum(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """All windows at once as a strided view, a product with the weight and a sum over the taps."""
-    H_out, W_out = weight.shape[3:]
-    padded = pad(x, spec)
-    reach = spec.dilation * (spec.K - 1) + 1
-    windows = padded.unfold(2, reach, spec.stride).unfold(3, reach, spec.stride)  # [N, C, H_out, W_out, reach, reach]
-    windows = windows[..., :: spec.dilation, :: spec.dilation].unflatten(1, (spec.G, spec.group_channels))
-    taps = weight.unflatten(2, (spec.K, spec.K)).permute(0, 1, 4, 5, 2, 3).unsqueeze(2)  # [N, G, 1, Ho, Wo, K, K]
+    """im2col, a product with the weight and a sum over the taps."""
+    # F.unfold, not Tensor.unfold: the generated backward pass of the latter overran its buffer for a channels_last
+    # x (torch 2.13, CPU).
+    patches = F.unfold(pad(x, spec), spec.K, dilation=spec.dilation, stride=spec.stride)  # [N, C*K*K, H_out*W_out]
+    patches = patches.view(len(x), spec.G, spec.group_channels, spec.taps, *weight.shape[3:])
     accumulator = torch.promote_types(x.dtype, torch.float32)
-    y = (windows.to(accumulator) * taps.to(accumulator)).sum((-2, -1)).reshape(-1, spec.C, H_out, W_out)
+    y = (patches.to(accumulator) * weight.to(accumulator).unsqueeze(2)).sum(3).flatten(1, 2)
     return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from invbench.ops import BACKENDS, Implementation
-from invbench.spec import BackendUnavailable, InvbenchError, LayerSpec, require_choice
+from invbench.spec import BackendUnavailableError, InvbenchError, LayerSpec, require_choice
 
 _LOADED: dict[str, Implementation] = {}
 
@@ -33,7 +33,7 @@ def involution2d(
     Returns y [N, C, ceil(H / stride), ceil(W / stride)] in x's dtype and memory format. Sums are accumulated in
     float32 at least. Under autocast, x and weight are cast to autocast's dtype first, float64 excepted.
 
-    Raises InvbenchError for shapes, dtypes or devices that do not fit together, and BackendUnavailable if the
+    Raises InvbenchError for shapes, dtypes or devices that do not fit together, and BackendUnavailableError if the
     backend asked for cannot run here; an explicit backend never falls back to another.
 
     Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021.
@@ -47,15 +47,16 @@ def involution2d(
 def choose_backend(x: Tensor, backend: str = "auto") -> str:
     """The name of the backend that ``involution2d`` would use for x [N, C, H, W].
 
-    Raises BackendUnavailable, with the reason, if the one asked for cannot run.
+    Raises BackendUnavailableError, with the reason, if the one asked for cannot run.
     """
+    name: str
     name, reason = _select(backend, x.device.type, str(x.dtype).removeprefix("torch."))
     if reason:
-        raise BackendUnavailable(reason)
+        raise BackendUnavailableError(reason)
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call,untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
     """The backend to use and "", or "" and the reason why there is none; loads it."""
     if backend != "auto":

@@ -78,19 +78,22 @@ class Aggregate:
         geometry = (spec.K, spec.stride, spec.dilation, padding)
         if forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
             return self._with_tangents(x, weight, geometry)
-        return self.forward(x, weight, *geometry)
+        y: Tensor = self.forward(x, weight, *geometry)
+        return y
 
     def _with_tangents(self, x: Tensor, weight: Tensor, geometry: tuple[int, int, int, int]) -> Tensor:
         """Forward-mode differentiation, which an opaque operator would answer with silent zeros."""
         x, x_tangent = forward_ad.unpack_dual(x)
         weight, weight_tangent = forward_ad.unpack_dual(weight)
-        y = self.forward(x, weight, *geometry)
+        y: Tensor = self.forward(x, weight, *geometry)
         tangents = []
         if x_tangent is not None:
             tangents.append(self.forward(x_tangent, weight, *geometry))
         if weight_tangent is not None:
             tangents.append(self.forward(x, weight_tangent, *geometry))
-        return forward_ad.make_dual(y, sum(tangents[1:], tangents[0])) if tangents else y
+        if tangents:
+            y = forward_ad.make_dual(y, sum(tangents[1:], tangents[0]))
+        return y
 
     def _register_forward(self, kernels: Kernels) -> None:
         @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())

@@ -1,6 +1,6 @@
 """Tap by tap in plain PyTorch: short enough to be believed by reading. In float64 it is the reference.
 
-    y[n, c, i, j] += weight[n, g(c), (u, v), i, j] * padded[n, c, s*i + d*u, s*j + d*v]     for each tap (u, v)
+y[n, c, i, j] += weight[n, g(c), (u, v), i, j] * padded[n, c, s*i + d*u, s*j + d*v]     for each tap (u, v)
 """
 
 from __future__ import annotations

@@ -1,0 +1,199 @@
+"""Warm-up, interleaved blocks and when to stop (MEASURING.md, rules 4 to 7).
+
+Each round times one block of every subject, in an order drawn anew from the stored seed, so that whatever the machine
+does besides falls on all of them alike. Nothing here knows torch: a subject is a function that returns seconds per
+call, so that the rules can be tested with a clock of our own.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from invbench.results import Interval, Samples
+
+Sampler = Callable[[int], float]  # calls -> seconds per call
+
+MIN_ROUNDS = 6  # the fewest values that have a 95 % order-statistic interval
+SHORTEST_SAMPLE = 5e-4  # seconds; a thousand times what reading the clock costs
+BLOCK_SECONDS = (0.02, 0.2)
+WARM_UP_WINDOW = 0.03
+WARM_UP_AGREEMENT = 0.05
+STABLE_ROUNDS = 16  # noise is looked at over this many rounds
+STABLE_NOISE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long and how precisely one point is measured.
+
+    seconds: for all rounds of all subjects. precision: half-width of the 95 % interval, as a share of the median,
+    at which a subject is known well enough. warm_up: the longest warm-up of one subject, seconds.
+    """
+
+    seconds: float = 10.0
+    precision: float = 0.02
+    warm_up: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Samples by name, what went wrong by name, and whether Ctrl-C ended the measurement early."""
+
+    samples: Mapping[str, Samples]
+    failures: Mapping[str, Exception]
+    interrupted: bool
+
+
+@dataclass
+class _Track:
+    """One subject while it is measured."""
+
+    sampler: Sampler
+    calls: int
+    samples: int
+    blocks: list[tuple[float, ...]] = field(default_factory=list)
+
+    def values(self) -> list[float]:
+        return [statistics.median(block) for block in self.blocks]
+
+
+def measure(
+    samplers: Mapping[str, Sampler],
+    budget: Budget,
+    seed: int,
+    baseline: str | None = None,
+    now: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, float], None] = lambda _rounds, _share: None,
+) -> Measurement:
+    """Blocks of all subjects, interleaved, until all are precise or their noise is known, or the budget is spent.
+
+    samplers: by name; each returns seconds per call, averaged over the number of calls it is given.
+    baseline: where given, precision means that of the paired ratio to it, otherwise that of the latency.
+    progress: told the rounds done and the share of the budget spent.
+
+    All subjects take part in all rounds, so that any two of them can be compared as pairs; an unfinished round is not
+    kept. A subject that raises is a failure, and the others go on.
+    """
+    tracks: dict[str, _Track] = {}
+    failures: dict[str, Exception] = {}
+    order = random.Random(seed)
+    interrupted = False
+    try:
+        block_seconds = _block_seconds(budget, len(samplers))
+        for name, sampler in samplers.items():
+            try:
+                tracks[name] = _prepared(sampler, budget, block_seconds, now)
+            except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
+                failures[name] = error
+        started = now()
+        while tracks and not _finished(tracks, baseline, budget, now() - started):
+            _round(tracks, failures, order)
+            progress(_rounds(tracks), (now() - started) / budget.seconds)
+    except KeyboardInterrupt:
+        interrupted = True
+    done = {}
+    for name, track in tracks.items():
+        if track.blocks:
+            stop = "interrupted" if interrupted else _stop_reason(name, tracks, baseline, budget) or "budget"
+            done[name] = Samples(tuple(track.blocks), track.calls, stop=stop)
+    return Measurement(done, failures, interrupted)
+
+
+def _block_seconds(budget: Budget, subjects: int) -> float:
+    shortest, longest = BLOCK_SECONDS
+    return min(longest, max(shortest, budget.seconds / (2.5 * MIN_ROUNDS * max(1, subjects))))
+
+
+def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Callable[[], float]) -> _Track:
+    """Warm up until two successive windows agree, then choose how many calls and samples make a block."""
+    started = now()
+    previous = math.inf
+    while True:
+        seconds = _window(sampler, now)
+        agree = abs(seconds - previous) <= WARM_UP_AGREEMENT * previous
+        if agree or now() - started > budget.warm_up:
+            break
+        previous = seconds
+    seconds = max(seconds, 1e-9)
+    calls = max(1, math.ceil(SHORTEST_SAMPLE / seconds))
+    return _Track(sampler, calls, samples=max(1, round(block_seconds / (calls * seconds))))
+
+
+def _window(sampler: Sampler, now: Callable[[], float]) -> float:
+    started = now()
+    values = [sampler(1)]
+    while now() - started < WARM_UP_WINDOW:
+        values.append(sampler(1))
+    return statistics.median(values)
+
+
+def _round(tracks: dict[str, _Track], failures: dict[str, Exception], order: random.Random) -> None:
+    names = list(tracks)
+    order.shuffle(names)
+    blocks = {}
+    for name in names:
+        track = tracks[name]
+        try:
+            with _no_garbage_collection():
+                blocks[name] = tuple(track.sampler(track.calls) for _ in range(track.samples))
+        except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
+            failures[name] = error
+            del tracks[name]
+    for name, block in blocks.items():
+        tracks[name].blocks.append(block)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _rounds(tracks: Mapping[str, _Track]) -> int:
+    return min((len(track.blocks) for track in tracks.values()), default=0)
+
+
+def _finished(tracks: Mapping[str, _Track], baseline: str | None, budget: Budget, spent: float) -> bool:
+    rounds = _rounds(tracks)
+    if rounds < 1:
+        return False
+    if spent + spent / rounds > budget.seconds:  # another round would not fit
+        return True
+    return rounds >= MIN_ROUNDS and all(_stop_reason(name, tracks, baseline, budget) for name in tracks)
+
+
+def _stop_reason(name: str, tracks: Mapping[str, _Track], baseline: str | None, budget: Budget) -> str | None:
+    """Why no more rounds are needed for this subject: its precision, or its noise; None if they are."""
+    values = tracks[name].values()
+    if baseline is not None and baseline in tracks and baseline != name:
+        values = [value / base for value, base in zip(values, tracks[baseline].values(), strict=True)]
+    if len(values) < MIN_ROUNDS:
+        return None
+    if Interval.of(values).half_width <= budget.precision:
+        return "precision"
+    return "noise" if _noise_is_stable(values) else None
+
+
+def _noise_is_stable(values: list[float]) -> bool:
+    """Whether the spread has stopped changing, so that more rounds would only shrink the interval by their root."""
+    if len(values) < 2 * STABLE_ROUNDS:
+        return False
+    spreads = [_spread(values[:count]) for count in range(len(values) - STABLE_ROUNDS, len(values) + 1)]
+    return max(spreads) - min(spreads) <= STABLE_NOISE * statistics.median(spreads)
+
+
+def _spread(values: list[float]) -> float:
+    centre = statistics.median(values)
+    return statistics.median(abs(value - centre) for value in values) / centre if centre else 0.0

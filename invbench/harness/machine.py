@@ -1,0 +1,298 @@
+"""The machine: its fingerprint, its usable cores and memory, and its peaks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # noqa: TID251 -- this is the harness
+import torch
+
+from invbench.harness.clock import clock_for
+from invbench.ops import BACKENDS
+from invbench.spec import Case, InvbenchError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "NUMBA_NUM_THREADS")
+COPY_BYTES = 256 * 2**20
+PEAK_SECONDS = 0.25
+ACCELERATORS: dict[str, Callable[[], bool]] = {
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "xpu": torch.xpu.is_available,
+}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity and, in a container, its CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return max(1, min(cores, int(quota))) if quota else cores
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a new tensor could take on the device, in bytes; None where the device cannot tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    free = int(psutil.virtual_memory().available)
+    limit = _read_number("/sys/fs/cgroup/memory.max")
+    used = _read_number("/sys/fs/cgroup/memory.current")
+    return free if limit is None or used is None else max(0, min(free, int(limit - used)))
+
+
+def set_threads(threads: int) -> None:
+    """Give torch and Numba the same number of threads, on the same cores."""
+    torch.set_num_threads(threads)
+    numba = _numba()
+    if numba is not None:
+        if threads > numba.config.NUMBA_NUM_THREADS:
+            raise InvbenchError(
+                f"--threads {threads} is more than Numba was started with ({numba.config.NUMBA_NUM_THREADS}); "
+                f"set NUMBA_NUM_THREADS={threads} or ask for fewer"
+            )
+        numba.set_num_threads(threads)
+
+
+def check_device(name: str) -> torch.device:
+    """The torch device of that name; raises InvbenchError with the reason if it cannot be used here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvbenchError(f"--device takes cpu, cuda, cuda:1, mps or xpu: got {name!r}; try --device cpu") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type not in ACCELERATORS:
+        raise InvbenchError(f"--device takes cpu, cuda, cuda:1, mps or xpu: got {name!r}; try --device cpu")
+    if not ACCELERATORS[device.type]():
+        raise InvbenchError(
+            f"--device {name}: torch {torch.__version__} finds no {device.type} device on this machine; "
+            f"use --device cpu, or a machine and a torch build with {device.type}"
+        )
+    index: int | None = device.index
+    count = torch.accelerator.device_count()
+    if index is not None and index >= count:
+        raise InvbenchError(
+            f"--device {name}: this machine has {count} {device.type} device(s), counted from 0; use one of them"
+        )
+    return device
+
+
+def complete(case: Case, device: str | None, threads: int | None) -> Case:
+    """The case with what was left open: cuda where there is one, else cpu; all usable cores."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return replace(case, device=device or default, threads=threads or usable_cores())
+
+
+def backends_here() -> list[dict[str, Any]]:
+    """For each backend, what it is, the types of device here that it runs on, and why not on the others."""
+    devices = ["cpu", *(name for name, is_available in ACCELERATORS.items() if is_available())]
+    rows = []
+    for backend in BACKENDS.values():
+        reasons = {device: backend.unavailable(device) for device in devices}
+        row = {**asdict(backend), "devices": list(backend.devices), "dtypes": list(backend.dtypes)}
+        row["available"] = [device for device, reason in reasons.items() if reason is None]
+        row["unavailable"] = {device: reason for device, reason in reasons.items() if reason is not None}
+        rows.append(row)
+    return rows
+
+
+def fingerprint(device: torch.device) -> dict[str, Any]:
+    """What a reader has to know to repeat or distrust a measurement; no host or user names."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": {name: _version(name) for name in ("invbench", "torch", "triton", "numba", "numpy")},
+        "commit": _commit(),
+        "cpu": {
+            "model": _cpu_model(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": psutil.cpu_count(logical=False),
+            "logical": psutil.cpu_count(),
+            "usable": usable_cores(),
+            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            "quota": _cgroup_cpus(),
+            "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            "load": round(psutil.getloadavg()[0], 2),
+            "memory": psutil.virtual_memory().total,
+        },
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "numba": _numba_threads(),
+            "numba_layer": _numba_layer(),
+            "variables": {
+                name: os.environ[name]
+                for name in (
+                    "OMP_NUM_THREADS",
+                    "OMP_WAIT_POLICY",
+                    "GOMP_SPINCOUNT",
+                    "KMP_BLOCKTIME",
+                    "NUMBA_NUM_THREADS",
+                )
+                if name in os.environ
+            },
+        },
+        "torch": {
+            "flush_denormal": _flushes_subnormals(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "mkldnn": torch.backends.mkldnn.is_available(),
+        },
+        "gpu": None,
+    }
+    if device.type == "cuda":
+        found["gpu"] = _gpu(device)
+    return found
+
+
+def measure_peaks(case: Case, device: torch.device) -> dict[str, float]:
+    """The matrix product rate (FLOP/s, in the point's dtype) and copy bandwidth (read plus write, bytes/s)."""
+    dtype = getattr(torch, case.dtype)
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    source = torch.ones(COPY_BYTES // 4, dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    clock = clock_for(device)
+
+    def best(call: Any) -> float:
+        call(None)
+        started = time.perf_counter()
+        times: list[float] = []
+        while time.perf_counter() - started < PEAK_SECONDS or len(times) < 3:
+            times.append(clock.sample(lambda: None, call, 1))
+        return min(times)
+
+    with torch.inference_mode():
+        return {
+            "matmul_flop_per_s": 2 * n**3 / best(lambda _: torch.mm(a, b, out=product)),
+            "copy_bytes_per_s": 2 * COPY_BYTES / best(lambda _: target.copy_(source)),
+        }
+
+
+def advice(environment: dict[str, Any]) -> list[str]:
+    """Settings of the machine that would spoil a measurement, each with what to do."""
+    cpu = environment["cpu"]
+    found = []
+    if cpu["governor"] not in (None, "performance"):
+        found.append(f"CPU governor is {cpu['governor']!r}: set it to 'performance' for steady clocks")
+    if cpu["load"] > cpu["usable"]:
+        found.append(
+            f"load average {cpu['load']} on {cpu['usable']} cores: stop other programs, or trust only the ratios"
+        )
+    if environment["gpu"] and environment["gpu"]["other_processes"]:
+        found.append(f"{environment['gpu']['other_processes']} other process(es) on the GPU: stop them")
+    return found
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": list(torch.cuda.get_device_capability(device)),
+        "memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        **_nvml(properties),
+    }
+
+
+def _nvml(properties: Any) -> dict[str, Any]:
+    """What the driver tells; null where it does not."""
+    found: dict[str, Any] = {"driver": None, "other_processes": None, "clock_mhz": None, "power_limit_w": None}
+    # Any fault of the driver's library only costs these lines.
+    with contextlib.suppress(Exception):
+        import pynvml  # noqa: TID251 -- this is the harness
+
+        pynvml.nvmlInit()
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+            found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
+            found["clock_mhz"] = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
+            found["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            found["other_processes"] = sum(process.pid != os.getpid() for process in running)
+        finally:
+            pynvml.nvmlShutdown()
+    return found
+
+
+def _numba() -> Any:
+    """Numba, which another package owns, or None where it is missing or broken."""
+    try:
+        return importlib.import_module("numba")
+    except Exception:  # noqa: BLE001 -- a broken optional library can raise anything
+        return None
+
+
+def _numba_threads() -> int | None:
+    numba = _numba()
+    return None if numba is None else int(numba.get_num_threads())
+
+
+def _numba_layer() -> str | None:
+    try:
+        return str(_numba().threading_layer())
+    except (AttributeError, ValueError):  # missing, or no kernel has run yet
+        return None
+
+
+def _flushes_subnormals() -> bool:
+    tiny = torch.tensor([1e-310], dtype=torch.float64)
+    return bool((tiny * 1.0).item() == 0.0)
+
+
+def _cpu_model() -> str:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cgroup_cpus() -> float | None:
+    words = (_read("/sys/fs/cgroup/cpu.max") or "").split()
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, with ``-dirty`` where files differ; None elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _read_number(path: str) -> int | None:
+    text = _read(path)
+    return int(text) if text and text.isdigit() else None

@@ -1,0 +1,242 @@
+"""A case made runnable, and proved right: involution by every backend, and the convolutions it is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invbench.harness.clock import Clock
+from invbench.ops import Involution2d, involution2d
+from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
+
+INVOLUTION = "involution"
+CHECKED_IMAGES = 8
+
+# The largest difference from the float64 reference, as a share of the reference's largest value. float32 leaves room
+# for the reordered sums and Winograd transforms of convolutions; half types round each intermediate tensor.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+# Gradients through a ReLU jump where its input crosses zero, so that rounding flips a few of them entirely. They are
+# compared by their Euclidean norm: a handful of flips is small in it, an error in a border, a channel or a tap is not.
+TOLERANCE_OVER_KINKS = {"float64": 1e-8, "float32": 1e-2, "float16": 1e-1, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: an operator's name and the backend that computes it ("torch" for convolutions)."""
+
+    name: str
+    backend: str = "torch"
+
+    @property
+    def label(self) -> str:
+        """One word for progress and errors."""
+        return self.backend if self.name == INVOLUTION else self.name
+
+
+def _convolution(s: LayerSpec, kernel_size: int, groups: int = 1) -> nn.Module:
+    padding = s.dilation * (kernel_size // 2)
+    mode: Any = s.padding_mode  # a Literal to torch's stubs; LayerSpec has checked it
+    return nn.Conv2d(s.C, s.C, kernel_size, s.stride, padding, s.dilation, groups, bias=False, padding_mode=mode)
+
+
+CONVOLUTIONS: dict[str, Callable[[LayerSpec], nn.Module]] = {
+    "conv2d": lambda s: _convolution(s, s.K),
+    "conv2d-3x3": lambda s: _convolution(s, 3),
+    "depthwise": lambda s: _convolution(s, s.K, groups=s.C),
+    "separable": lambda s: nn.Sequential(_convolution(s, s.K, groups=s.C), nn.Conv2d(s.C, s.C, 1, bias=False)),
+}
+
+
+class Runnable:
+    """A subject at a point, ready to be called: random normal inputs, the same bits for every subject of a seed.
+
+    ``before`` and ``timed`` are the two halves of one measured call: for mode ``backward`` the forward pass happens
+    in ``before``, outside the clock. ``context`` is to be entered around calls.
+    """
+
+    def __init__(self, subject: Subject, case: Case, seed: int, layout: str | None = None) -> None:
+        self.subject, self.case = subject, case
+        self.layout = layout or case.layout
+        s = case.layer
+        random = partial(_random, case=case, layout=self.layout)
+        self.inputs = [random((case.N, s.C, case.H, case.W), seed)]
+        H_out, W_out = s.out_size(case.H), s.out_size(case.W)
+        self.module: nn.Module | None = None
+        if subject.name == INVOLUTION and case.scope is Scope.AGGREGATE:
+            # The channels of a 1x1 convolution, seen as groups of taps, as the layer's span writes them.
+            self.inputs.append(random((case.N, s.G * s.taps, H_out, W_out), seed + 1).unflatten(1, (s.G, s.taps)))
+            self.function: Callable[..., Tensor] = partial(
+                involution2d, stride=s.stride, dilation=s.dilation, padding_mode=s.padding_mode, backend=subject.backend
+            )
+        else:
+            self.function = self.module = self._build_module(seed + 1)
+        self.differentiated: list[Tensor] = []
+        self.grad_y: Tensor | None = None
+        if case.mode is not Mode.FORWARD:
+            self.inputs = [tensor.detach().requires_grad_() for tensor in self.inputs]
+            parameters = [] if self.module is None else list(self.module.parameters())
+            self.differentiated = [*self.inputs, *parameters]
+            self.grad_y = random((case.N, s.C, H_out, W_out), seed + 2)
+
+    def _build_module(self, seed: int) -> nn.Module:
+        case, s = self.case, self.case.layer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.subject.name == INVOLUTION:
+                module: nn.Module = Involution2d(
+                    s.C, s.K, s.stride, s.dilation, s.G,
+                    reduction=s.reduction, padding_mode=s.padding_mode, backend=self.subject.backend,
+                )  # fmt: skip
+            else:
+                module = CONVOLUTIONS[self.subject.name](s)
+            _randomise_statistics(module)
+        where: dict[str, Any] = {"device": case.device, "dtype": getattr(torch, case.dtype)}
+        where["memory_format"] = _MEMORY_FORMATS[self.layout]  # not in torch's stubs
+        module = module.to(**where)
+        return module.train(case.mode is not Mode.FORWARD)
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Inference mode for forward, nothing otherwise."""
+        return torch.inference_mode() if self.case.mode is Mode.FORWARD else nullcontext()
+
+    def before(self) -> Tensor | None:
+        """What one call needs and the clock does not see: the forward pass of mode ``backward``."""
+        return self.function(*self.inputs) if self.case.mode is Mode.BACKWARD else None
+
+    def timed(self, y: Tensor | None) -> Sequence[Tensor]:
+        """One call of the timed mode: [y], or the gradients of inputs and parameters."""
+        if self.case.mode is Mode.FORWARD:
+            return [self.function(*self.inputs)]
+        y = self.function(*self.inputs) if y is None else y
+        return torch.autograd.grad(y, self.differentiated, self.grad_y)
+
+    def call(self) -> Sequence[Tensor]:
+        """One whole call, as a user would make it."""
+        with self.context():
+            return self.timed(self.before())
+
+    def sampler(self, clock: Clock) -> Callable[[int], float]:
+        """Seconds per call by a clock, averaged over the number of calls given."""
+
+        def sample(calls: int) -> float:
+            with self.context():
+                if self.case.mode is not Mode.BACKWARD:
+                    return clock.sample(self.before, self.timed, calls)
+                # A graph can be walked once, so each call brings its own forward pass.
+                return sum(clock.sample(self.before, self.timed, 1) for _ in range(calls)) / calls
+
+        return sample
+
+
+def check(runnable: Runnable, references: dict[str, list[Tensor]]) -> dict[str, float]:
+    """Compare one call with the float64 reference: the largest relative difference, and what it may be.
+
+    references: computed so far, by operator name; all backends of an operator share one.
+    Gradients of parameters sum over the batch, so they are checked on all of it; otherwise up to ``CHECKED_IMAGES``
+    images, spread over the batch, stand for the rest.
+    """
+    case = runnable.case
+    images = _checked_images(runnable)
+    outputs = [tensor[images] if tensor.shape[:1] == (case.N,) else tensor for tensor in _batched_first(runnable)]
+    if runnable.subject.name not in references:
+        references[runnable.subject.name] = _reference(runnable, images)
+    kinks = runnable.module is not None and runnable.subject.name == INVOLUTION and case.mode is not Mode.FORWARD
+    difference = _norm_difference if kinks else _largest_difference
+    table = TOLERANCE_OVER_KINKS if kinks else TOLERANCE
+    pairs = zip(outputs, references[runnable.subject.name], strict=True)
+    relative = max(difference(output, reference) for output, reference in pairs)
+    return {"relative": relative, "tolerance": table["float16" if _computes_in_tf32(runnable) else case.dtype]}
+
+
+def _batched_first(runnable: Runnable) -> Sequence[Tensor]:
+    outputs = runnable.call()
+    return [output.detach() for output in outputs]
+
+
+def _checked_images(runnable: Runnable) -> Tensor:
+    case = runnable.case
+    whole_batch = runnable.module is not None and case.mode is not Mode.FORWARD
+    count = case.N if whole_batch else min(case.N, CHECKED_IMAGES)
+    return torch.linspace(0, case.N - 1, count).round().long().to(case.device)
+
+
+def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
+    """The same operator on the same bits in float64, by the naive backend or torch's own convolution."""
+    # Only CUDA is known to have float64 on the device.
+    device = runnable.case.device if torch.device(runnable.case.device).type == "cuda" else "cpu"
+    reference = copy.copy(runnable)
+    reference.inputs = [tensor.detach()[images].to(device, torch.float64) for tensor in runnable.inputs]
+    if runnable.module is None:
+        assert isinstance(runnable.function, partial)
+        reference.function = partial(runnable.function.func, **{**runnable.function.keywords, "backend": "naive"})
+    else:
+        reference.module = copy.deepcopy(runnable.module).to(device, torch.float64)
+        if isinstance(reference.module, Involution2d):
+            reference.module.backend = "naive"
+        reference.function = reference.module
+    if runnable.grad_y is not None:
+        reference.grad_y = runnable.grad_y[images].to(device, torch.float64)
+        reference.inputs = [tensor.requires_grad_() for tensor in reference.inputs]
+        parameters = [] if reference.module is None else list(reference.module.parameters())
+        reference.differentiated = [*reference.inputs, *parameters]
+    return [tensor.detach() for tensor in reference.call()]
+
+
+def _largest_difference(output: Tensor, reference: Tensor) -> float:
+    difference = (output.to(reference.device, torch.float64) - reference).abs().max().item()
+    return _relative(difference, reference.abs().max().item())
+
+
+def _norm_difference(output: Tensor, reference: Tensor) -> float:
+    difference = (output.to(reference.device, torch.float64) - reference).norm().item()
+    return _relative(difference, reference.norm().item())
+
+
+def _relative(difference: float, scale: float) -> float:
+    return difference / scale if scale else difference
+
+
+def _computes_in_tf32(runnable: Runnable) -> bool:
+    """Whether cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
+    on_cuda = torch.device(runnable.case.device).type == "cuda"
+    convolves = runnable.module is not None
+    return on_cuda and convolves and runnable.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+
+
+_MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def _random(size: tuple[int, ...], seed: int, case: Case, layout: str) -> Tensor:
+    generator = torch.Generator(case.device).manual_seed(seed)
+    values = torch.randn(size, generator=generator, device=case.device)
+    return values.to(getattr(torch, case.dtype)).contiguous(memory_format=_MEMORY_FORMATS[layout])
+
+
+def _randomise_statistics(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 1.5)
+
+
+def require_fitting(case: Case) -> None:
+    """Refuse what the convolutions of this point would refuse: their padding, and a 3x3 window's where K is 1."""
+    if case.layer.K < 3:
+        replace(case.layer, K=3).check_size(case.H, case.W)
+
+
+def describe_failure(error: BaseException) -> str:
+    """The first line of what went wrong, with its type unless it already speaks to people."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no message"
+    return text if isinstance(error, InvbenchError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,31 @@
+"""Numbers to text: the only code that does so. A format is one function ``ResultSet -> str`` and one row of FORMATS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from invbench.report.data import render_csv, render_json
+from invbench.report.page import render_html, render_markdown
+from invbench.report.table import render_table
+from invbench.results import ResultSet
+from invbench.spec import InvbenchError
+
+FORMATS: dict[str, Callable[[ResultSet], str]] = {
+    "table": render_table,
+    "json": render_json,
+    "csv": render_csv,
+    "markdown": render_markdown,
+    "html": render_html,
+}
+SUFFIXES = {".txt": "table", ".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html"}
+
+
+def format_for(path: Path) -> str:
+    """The format that a file's suffix asks for; raises InvbenchError for a suffix that is none of ``SUFFIXES``."""
+    try:
+        return SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise InvbenchError(
+            f"--output takes a file that ends in {', '.join(SUFFIXES)}: got {str(path)!r}; or say --format"
+        ) from None

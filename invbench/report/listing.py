@@ -1,0 +1,29 @@
+"""Lists that are no measurements: the backends and whether they run here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+
+def render_backends(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
+    """What can run here, and why not.
+
+    rows: for each backend its ``name``, ``summary``, ``available`` types of device and, by type of device, the reason
+    why it is ``unavailable``.
+    """
+    if as_json:
+        return json.dumps(rows, indent=1)
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    indent = " " * 12
+    lines = []
+    for row in rows:
+        where = f"runs on {', '.join(row['available'])}" if row["available"] else "unavailable here"
+        lines.append(f"{row['name']:12}{where}: {row['summary']}")
+        for device, reason in row["unavailable"].items():
+            text = f"not on {device}: {reason}"
+            lines += textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+    return "\n".join(lines)

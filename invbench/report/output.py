@@ -1,0 +1,75 @@
+"""Results to standard output and to a file; a file is checked before anything is measured, and written whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from invbench.spec import InvbenchError
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, leaving nothing behind."""
+    if path.is_dir():
+        raise InvbenchError(f"--output takes a file: got the folder {str(path)!r}; add a file name")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InvbenchError(f"--output {str(path)!r}: the folder {str(folder)!r} does not exist; create it first")
+    try:
+        if path.exists():
+            with path.open("ab"):
+                pass
+        if _is_replaceable(path):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise InvbenchError(
+            f"--output {str(path)!r} cannot be written ({error.strerror}); choose a file in a folder you may write"
+        ) from error
+
+
+def write(path: Path, text: str) -> None:
+    """Write text to the file so that a reader sees the old content or the new, never half of it."""
+    try:
+        if not _is_replaceable(path):
+            path.write_text(text + "\n", encoding="utf-8")
+            return
+        target = path.resolve()
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            part = Path(file.name)
+            try:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                part.chmod(0o666 & ~_umask())
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InvbenchError(
+            f"--output {str(path)!r} could not be written ({error.strerror}); the results are on standard output"
+        ) from error
+
+
+def show(text: str) -> None:
+    """Print to standard output; a reader that closed the pipe early is not an error."""
+    try:
+        print(text, flush=True)  # noqa: T201 -- this is its job
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether the path is, or would become, an ordinary file; devices and pipes are written in place."""
+    return path.is_file() or not path.exists()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

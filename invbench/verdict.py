@@ -1,0 +1,69 @@
+"""Judging what was measured: ratios to a baseline, the share of the roofline. Pure, without input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from invbench.results import Interval, Ratio, Result, Status, find
+
+
+def with_ratios(results: Iterable[Result], baseline: str | None) -> tuple[Result, ...]:
+    """The rows with their ratios to the row of the baseline, paired round by round."""
+    results = tuple(results)
+    base = find(results, baseline) if baseline else None
+    if base is None:
+        return results
+    return tuple(replace(result, ratio=ratio(result, base)) for result in results)
+
+
+def ratio(result: Result, base: Result) -> Ratio:
+    """Subject over baseline; blocks of one round were measured next to each other, so they are compared as pairs."""
+    return Ratio(
+        latency=paired_ratio(result, base),
+        memory=quotient(_peak(result), _peak(base)),
+        params=quotient(result.params, base.params),
+        flop=quotient(result.flop, base.flop),
+    )
+
+
+def _peak(result: Result) -> int | None:
+    return result.memory.peak if result.memory else None
+
+
+def paired_ratio(result: Result, base: Result) -> Interval | None:
+    """The median of the per-round latency ratios with its exact interval; None where a side has no latency."""
+    if result.latency is None or base.latency is None:
+        return None
+    pairs = zip(result.latency.block_medians, base.latency.block_medians, strict=False)
+    ratios = [value / reference for value, reference in pairs if reference]
+    return Interval.of(ratios) if ratios else None
+
+
+def quotient(value: float | None, base: float | None) -> float | None:
+    """value / base, or None where a side is missing or the base is zero."""
+    return None if value is None or not base else value / base
+
+
+def roofline_fraction(result: Result, peaks: Mapping[str, float]) -> float | None:
+    """The least time that the peaks allow for the row's closed-form FLOP and bytes, over its latency."""
+    if result.seconds is None or result.flop is None or result.bytes_min is None:
+        return None
+    floor = max(result.flop / peaks["matmul_flop_per_s"], result.bytes_min / peaks["copy_bytes_per_s"])
+    return floor / result.seconds
+
+
+def fastest_involution(results: Iterable[Result]) -> Result | None:
+    """The involution row with the lowest median latency."""
+    timed = [r for r in results if r.subject == "involution" and r.status is Status.OK and r.seconds is not None]
+    return min(timed, key=lambda r: r.seconds or 0.0, default=None)
+
+
+def exit_code(results: Iterable[Result], asked_for: Iterable[str] = ()) -> int:
+    """0, 2 if a backend asked for by name is unavailable, 4 if a measurement failed or mismatched (CLI.md)."""
+    named = set(asked_for)
+    results = tuple(results)
+    if any(r.status is Status.UNAVAILABLE and r.backend in named for r in results):
+        return 2
+    failed = (Status.MISMATCH, Status.OOM, Status.TIMEOUT, Status.ERROR)
+    return 4 if any(r.status in failed for r in results) else 0

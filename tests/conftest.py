@@ -1,0 +1,47 @@
+"""What every test runs under: Triton's interpreter where there is no GPU, and uninitialised memory full of NaN."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+# Triton reads this once, while it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Thousands of tiny operations: on shared cores, starting two threads for each costs more than they save.
+torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on a GPU, before pytest applies ``-m``."""
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("device", "cpu") != "cpu":
+            item.add_marker(pytest.mark.gpu)
+
+
+def nan_filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``make``, whose floating-point results are full of NaN."""
+
+    def make_nan(*args: object, **kwargs: object) -> torch.Tensor:
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    return make_nan
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An element that a kernel forgets to write, or reads before it is written, shows.
+
+    Not by torch.use_deterministic_algorithms, which also changes what torch.compile generates, and makes some GPU
+    operators warn.
+    """
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, nan_filled(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, nan_filled(getattr(torch.Tensor, name)))
