@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from invbench import __version__
@@ -37,6 +36,9 @@ from invbench.verdict import exit_code
 DEFAULT_G = 16
 CLOCKS = ("eager", "device")
 CACHES = ("hot", "cold")
+
+# Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -169,13 +171,13 @@ def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         return int(command.main(arguments, prog_name="invbench", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "invbench"
-        return _fail(f"{error.format_message().rstrip('.')}; see {path} --help")
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "invbench"
+        got = _value_given(arguments, getattr(error, "param", None))
+        return _fail(f"{error.format_message().rstrip('.')}{got}; see {path} --help")
     except InvbenchError as error:
         return _fail(_with_option_name(str(error)))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted before anything was measured")
         return 130
     except Exception:  # noqa: BLE001 -- a fault of ours: say so, with what is needed to mend it
@@ -187,6 +189,16 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str) -> int:
     print(f"invbench: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 -- errors are for people
     return 2
+
+
+def _value_given(arguments: list[str], parameter: Any) -> str:
+    """What an option was given, which the parser's message leaves out."""
+    options = parameter.opts if parameter else ()
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            return f": got {value if equals else (arguments[index + 1 :] or [''])[0]!r}"
+    return ""
 
 
 def _with_option_name(message: str) -> str:

@@ -172,4 +172,4 @@ def require_positive(name: str, value: object) -> None:
 def require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a word that is not in the table."""
     if value not in allowed:
-        raise InvbenchError(f"{name} must be one of {', '.join(allowed)}: got {value!r}; try {allowed[0]!r}")
+        raise InvbenchError(f"{name} must be one of {', '.join(allowed)}: got {value!r}; try {allowed[0]}")

@@ -71,8 +71,7 @@ class Backend:
 def _unavailable(backend: Backend, device: str) -> str | None:
     try:
         return backend.load().unavailable(device)
-    # A broken optional library can raise anything while it is imported, and must only cost its own backend.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- a broken optional library can raise anything, and costs only itself
         first_line = next(iter(str(error).splitlines()), "")
         return f"its library cannot be imported ({type(error).__name__}: {first_line}); reinstall invbench"
 

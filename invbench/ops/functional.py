@@ -96,17 +96,17 @@ def _spec_of(x: Tensor, weight: Tensor, stride: int, dilation: int, padding_mode
         raise InvbenchError(f"C, H and W must be at least 1: got x {list(x.shape)}; only N may be 0")
     G, taps = weight.shape[1], weight.shape[2]
     K = math.isqrt(taps)
-    if K * K != taps or G < 1:
+    if taps != K * K or G < 1:
         raise InvbenchError(
             "weight must be [N, G, K*K, H_out, W_out] with K odd and G at least 1: "
             f"got {list(weight.shape)}; K*K={taps} must be 1, 9, 25, 49, ..."
         )
     spec = LayerSpec(C=C, K=K, G=G, stride=stride, dilation=dilation, padding_mode=padding_mode)
-    expected = (N, spec.out_size(H), spec.out_size(W))
-    if (weight.shape[0], weight.shape[3], weight.shape[4]) != expected:
+    expected = (N, G, taps, spec.out_size(H), spec.out_size(W))
+    if weight.shape != expected:
         raise InvbenchError(
-            f"weight does not fit x {list(x.shape)} with stride={stride}: expected "
-            f"{[expected[0], G, taps, *expected[1:]]}, got {list(weight.shape)}; H_out = ceil(H / stride), W_out likewise"
+            f"weight does not fit x {list(x.shape)} with stride={stride}: expected {list(expected)}, "
+            f"got {list(weight.shape)}; H_out = ceil(H / stride), W_out likewise"
         )
     spec.check_size(H, W)
     if x.dtype != weight.dtype or x.device != weight.device:

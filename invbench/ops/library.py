@@ -71,6 +71,7 @@ class Aggregate:
         self._register_grad_weight(kernels)
 
     def __call__(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        """y [N, C, H_out, W_out], differentiable in both modes."""
         # Only zeros can be left out of the arithmetic; the other modes read an extended image (one copy of x).
         padding = spec.padding
         if spec.padding_mode != "zeros":
