@@ -263,7 +263,7 @@ def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
 
 
 @triton.jit
-def _positions_kernel(n_ptr, row_ptr, column_ptr, block, height, width, INDEX: triton.language.constexpr):  # noqa: N803
+def _positions_kernel(n_ptr, row_ptr, column_ptr, block, height, width, INDEX: triton.language.constexpr):
     n, row, column = triton_gpu._positions(block, height, width, 16, INDEX)
     lanes = triton.language.arange(0, 16)
     triton.language.store(n_ptr + lanes, n)

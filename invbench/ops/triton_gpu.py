@@ -1,10 +1,10 @@
 """Triton kernels for GPUs: the aggregate and its two gradients, one kernel each.
 
-    y[n, c, i, j]                   = sum over taps (u, v)  weight[n, g(c), (u, v), i, j] * x[n, c, row(i, u), col(j, v)]
-    grad_x[n, c, r, q]              = sum over taps (u, v)  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
-                                      with the i and j, where there are such, for which row(i, u) = r and col(j, v) = q
-    grad_weight[n, g, (u, v), i, j] = sum over c in g       grad_y[n, c, i, j] * x[n, c, row(i, u), col(j, v)]
-    row(i, u) = stride*i + dilation*u - padding             and col(j, v) likewise; x is zero outside the image
+    y[n, c, i, j]                   = sum over (u, v)  weight[n, g(c), (u, v), i, j] * x[n, c, row(i, u), col(j, v)]
+    grad_x[n, c, r, q]              = sum over (u, v)  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
+                                      with the i and j, where there are such, that row(i, u) = r and col(j, v) = q
+    grad_weight[n, g, (u, v), i, j] = sum over c in g  grad_y[n, c, i, j] * x[n, c, row(i, u), col(j, v)]
+    row(i, u) = stride*i + dilation*u - padding        and col(j, v) likewise; x is zero outside the image
 
 Layout: tensors may have any strides and are read where they lie; offsets are int64. The tile's fast axis follows the
 image that is read K*K times: channels_last puts a group's channels on neighbouring lanes (one 16-byte load brings 8
@@ -62,6 +62,16 @@ def _offsets(n, row, column, stride_n, stride_h, stride_w):
     return n * stride_n + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
 
 
+@triton.jit
+def _neighbours(column, BLOCK_P: tl.constexpr):
+    """Columns [BLOCK_P], with the advice that positions, not channels, lie side by side where a column's step is 1.
+
+    Without it, some versions of Triton give neighbouring lanes neighbouring channels of contiguous images. It is not
+    true at the end of a row; but nothing is known of the columns' alignment, so that no load is widened for it.
+    """
+    return tl.max_contiguous(column, BLOCK_P)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     x_ptr,  # [N, C, H, W]
@@ -85,7 +95,7 @@ def _forward_kernel(
     is_position = n < N
     is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
     top = i * STRIDE - padding
-    left = j * STRIDE - padding
+    left = _neighbours(j * STRIDE - padding, BLOCK_P)
 
     x_ptrs = x_ptr + tl.expand_dims(n * x_stride_n, C_AXIS) + tl.expand_dims(c * x_stride_c, P_AXIS)
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g
@@ -143,7 +153,7 @@ def _grad_x_kernel(
         weight_row_ptrs = weight_ptrs + i.to(tl.int64) * weight_stride_h
         for v in tl.range(0, K, loop_unroll_factor=UNROLL):
             scaled_j = q + padding - v * DILATION
-            j = scaled_j // STRIDE
+            j = _neighbours(scaled_j // STRIDE, BLOCK_P)
             inside = in_rows & (scaled_j >= 0) & (scaled_j % STRIDE == 0) & (j < W_out)
             j = j.to(tl.int64)
             grad_y_tap_ptrs = grad_y_row_ptrs + tl.expand_dims(j * grad_y_stride_w, C_AXIS)
@@ -178,14 +188,14 @@ def _grad_weight_kernel(
     is_position = n < N
     is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
     top = i * STRIDE - padding
-    left = j * STRIDE - padding
+    left = _neighbours(j * STRIDE - padding, BLOCK_P)
 
     x_ptrs = x_ptr + tl.expand_dims(n * x_stride_n, C_AXIS) + tl.expand_dims(c * x_stride_c, P_AXIS)
     grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
     grad_y_ptrs += tl.expand_dims(_offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w), C_AXIS)
     grad_weight_ptrs = grad_weight_ptr + group * grad_weight_stride_g
     grad_weight_ptrs += _offsets(n, i, j, grad_weight_stride_n, grad_weight_stride_h, grad_weight_stride_w)
-    # The group's first block of channels stays in registers; groups of more channels read the others again for each tap.
+    # The group's first block of channels stays in registers; the others are read again for each tap.
     grad_y = tl.load(grad_y_ptrs, mask=tl.expand_dims(is_position, C_AXIS) & is_channel, other=0).to(ACC)
     if ROW_TAPS > 0:
         tap_columns = tl.expand_dims(tl.arange(0, ROW_TAPS), 0)  # [1, ROW_TAPS]
