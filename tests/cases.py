@@ -144,8 +144,11 @@ PROBLEMS = tuple(
 )
 # fmt: on
 
-# What takes seconds a row (a compiler, an interpreter) sees these, in which everything occurs once.
-FEW = ("7x7_stride2", "dilation2_stride2", "reflect", "empty_batch", "one_channel_a_group", "smaller_than_k")
+# What takes seconds a row sees these: Triton's interpreter some with every layout, the compiler few, of few taps.
+FEW = {
+    "triton": ("7x7_stride2", "dilation2_stride2", "reflect", "empty_batch", "one_channel_a_group", "smaller_than_k"),
+    "compiled": ("dilation2_stride2", "reflect", "empty_batch", "one_channel_a_group"),
+}
 SMALL = tuple(problem for problem in PROBLEMS if problem.macs <= 20_000)
 
 
@@ -257,11 +260,11 @@ def _gain(row: dict[int, Any], i: int, a: Any, uncovered: dict[Any, None]) -> in
 PAIRWISE = tuple(Variant(*row) for row in pairwise(*FACTORS))
 
 
-def few_variants(names: Sequence[str] = FEW) -> Iterator[Variant]:
-    """A variant for each of a few problems and for each layout of x, in which every dtype and layout occurs."""
+def few_variants(backend: str) -> Iterator[Variant]:
+    """A few problems, in turn, for each layout of x (for the compiler, for each dtype), with all the rest in turn."""
     by_name = {problem.name: problem for problem in PROBLEMS}
-    cycles = [itertools.cycle(values) for values in ([by_name[name] for name in names], *FACTORS[1:])]
-    for _ in X_LAYOUTS:
+    cycles = [itertools.cycle(values) for values in ([by_name[name] for name in FEW[backend]], *FACTORS[1:])]
+    for _ in DTYPES if backend == "compiled" else X_LAYOUTS:
         yield Variant(*(next(cycle) for cycle in cycles))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import invbench
 from invbench.ops import naive
 from invbench.spec import LayerSpec
 
@@ -104,17 +105,18 @@ assert numba.threading_layer() == "workqueue"
 CALL = """
 import torch
 from invbench.ops import numba_cpu
+from invbench.ops.numba_cpu import running
 from invbench.spec import LayerSpec
 y = numba_cpu.aggregate(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(1, K=1))
 assert y.eq({expected}).all()
-stats = [kernel.stats for kernel in numba_cpu._ready.values()]
+stats = [kernel.stats for kernel in running._ready.values()]
 print(sum(s.cache_hits.total() for s in stats), sum(s.cache_misses.total() for s in stats))
 """
 
 
 def run_python(program: str, root: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program in a fresh process that imports invbench from root."""
-    root = root or Path(numba_cpu.__file__).parents[2]
+    root = root or Path(invbench.__file__).parents[1]
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(root), **environment},
@@ -127,12 +129,12 @@ def run_python(program: str, root: Path | None = None, **environment: str) -> su
 
 def test_cache_is_used_and_renewed_with_the_source(tmp_path: Path) -> None:
     """The second process compiles nothing; an edited intrinsic is compiled again."""
-    source = Path(numba_cpu.__file__).parents[1]
+    source = Path(invbench.__file__).parent
     shutil.copytree(source, tmp_path / "invbench", ignore=shutil.ignore_patterns("__pycache__"))
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["0", "1"]
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["1", "0"]
-    edited = tmp_path / "invbench" / "ops" / "numba_cpu.py"
+    edited = tmp_path / "invbench" / "ops" / "numba_cpu" / "kernels.py"
     text = edited.read_text()
     now = text.replace("convert(builder, value) if convert else value,", "builder.fadd(value, value),")
     assert now != text
@@ -142,9 +144,9 @@ def test_cache_is_used_and_renewed_with_the_source(tmp_path: Path) -> None:
 
 def test_runs_uncached_with_a_warning_where_nothing_can_be_written(tmp_path: Path) -> None:
     """Files where Numba wants directories stand for a read-only home, which would not stop root."""
-    source = Path(numba_cpu.__file__).parents[1]
+    source = Path(invbench.__file__).parent
     shutil.copytree(source, tmp_path / "invbench", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("cache", "home", "invbench/ops/__pycache__"):
+    for name in ("cache", "home", "invbench/ops/numba_cpu/__pycache__"):
         (tmp_path / name).write_text("")
     places = {name: str(tmp_path / "home") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
     environment = {**places, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -12,7 +12,7 @@ import torch
 
 from invbench.cost import cost_of, held_bytes, reference_bytes
 from invbench.harness import machine, memory
-from invbench.harness.blocks import Budget, measure
+from invbench.harness.blocks import MIN_ROUNDS, Budget, measure
 from invbench.harness.clock import Clock, clock_for
 from invbench.harness.subjects import (
     CONVOLUTIONS,
@@ -225,13 +225,14 @@ def _judge(result: Result, peaks: dict[str, float], environment: dict[str, Any])
     if result.latency is not None:
         interval = result.latency.interval
         if interval.half_width > NOISY:
-            spread = f"the interval is +-{interval.half_width:.0%} of the median"
-            warnings.append(f"noisy: {spread}; stop other programs or raise --budget")
-        if interval.count < 6:
+            limit = f"the interval is wider than +-{NOISY:.0%} of the median"
+            warnings.append(f"noisy: {limit}; stop other programs or raise --budget")
+        if interval.count < MIN_ROUNDS:
             warnings.append(f"only {interval.count} round(s): the interval is their range; raise --budget")
         warnings += machine.advice(environment)
     if share is not None and share > 1:
-        warnings.append("faster than the copy bandwidth allows: its data stays in cache; see --cache cold")
+        why = "its data stays in cache (see --cache cold), or other programs disturbed the peaks"
+        warnings.append(f"faster than the peaks of this run allow: {why}")
     if result.memory is not None and result.memory.peak is None:
         warnings.append("peak memory is not known: it is measured on Linux CPUs and on CUDA")
     return replace(result, roofline_fraction=share, warnings=tuple(warnings))

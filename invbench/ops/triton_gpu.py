@@ -38,6 +38,11 @@ from invbench.spec import InvbenchError
 INT32_MAX = 2**31 - 1
 ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
+# ADJACENT is advice to Triton: positions, which it cannot see to lie side by side, mostly do. Without it Triton before 3.7
+# gives neighbouring lanes different channels of contiguous images, and spills. It is not true at the end of a row, but
+# only loads that are known to be aligned are widened for it, and here any one element can be a block's first: the
+# advice is given only where a column's step is 1.
+
 # Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
 SIZES = ["N", "H", "W", "H_out", "W_out", "G", "padding"]
 
@@ -62,16 +67,6 @@ def _offsets(n, row, column, stride_n, stride_h, stride_w):
     return n * stride_n + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
 
 
-@triton.jit
-def _neighbours(column, BLOCK_P: tl.constexpr):
-    """Columns [BLOCK_P], with the advice that positions, not channels, lie side by side where a column's step is 1.
-
-    Without it, some versions of Triton give neighbouring lanes neighbouring channels of contiguous images. It is not
-    true at the end of a row; but nothing is known of the columns' alignment, so that no load is widened for it.
-    """
-    return tl.max_contiguous(column, BLOCK_P)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     x_ptr,  # [N, C, H, W]
@@ -83,7 +78,7 @@ def _forward_kernel(
     y_stride_n, y_stride_c, y_stride_h, y_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + BLOCK_C - 1) // BLOCK_C
@@ -95,20 +90,23 @@ def _forward_kernel(
     is_position = n < N
     is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
     top = i * STRIDE - padding
-    left = _neighbours(j * STRIDE - padding, BLOCK_P)
+    left = j * STRIDE - padding
 
-    x_ptrs = x_ptr + tl.expand_dims(n * x_stride_n, C_AXIS) + tl.expand_dims(c * x_stride_c, P_AXIS)
+    x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g
     weight_ptrs += _offsets(n, i, j, weight_stride_n, weight_stride_h, weight_stride_w)
     acc = tl.zeros([BLOCK_P, BLOCK_C] if C_AXIS == 1 else [BLOCK_C, BLOCK_P], ACC)
     for u in range(K):
         row = top + u * DILATION
         in_rows = is_position & (row >= 0) & (row < H)
-        x_row_ptrs = x_ptrs + tl.expand_dims(row.to(tl.int64) * x_stride_h, C_AXIS)
+        x_row_offsets = n * x_stride_n + row.to(tl.int64) * x_stride_h  # [BLOCK_P]
         for v in tl.range(0, K, loop_unroll_factor=UNROLL):
             column = left + v * DILATION
             inside = tl.expand_dims(in_rows & (column >= 0) & (column < W), C_AXIS) & is_channel
-            x_tap_ptrs = x_row_ptrs + tl.expand_dims(column.to(tl.int64) * x_stride_w, C_AXIS)
+            x_offsets = x_row_offsets + column.to(tl.int64) * x_stride_w
+            if ADJACENT:
+                x_offsets = tl.max_contiguous(x_offsets, BLOCK_P)
+            x_tap_ptrs = x_ptrs + tl.expand_dims(x_offsets, C_AXIS)
             weight_tap_ptrs = weight_ptrs + tl.cast(u * K + v, tl.int64) * weight_stride_tap
             weight = tl.load(weight_tap_ptrs, mask=is_position, other=0).to(ACC)  # [BLOCK_P]
             x = tl.load(x_tap_ptrs, mask=inside, other=0).to(ACC)
@@ -129,7 +127,7 @@ def _grad_x_kernel(
     grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + BLOCK_C - 1) // BLOCK_C
@@ -141,7 +139,7 @@ def _grad_x_kernel(
     is_position = n < N
     is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
 
-    grad_y_ptrs = grad_y_ptr + tl.expand_dims(n * grad_y_stride_n, C_AXIS) + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
+    grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g + n * weight_stride_n
     acc = tl.zeros([BLOCK_P, BLOCK_C] if C_AXIS == 1 else [BLOCK_C, BLOCK_P], ACC)
     for u in range(K):
@@ -149,14 +147,17 @@ def _grad_x_kernel(
         scaled_i = r + padding - u * DILATION
         i = scaled_i // STRIDE
         in_rows = is_position & (scaled_i >= 0) & (scaled_i % STRIDE == 0) & (i < H_out)
-        grad_y_row_ptrs = grad_y_ptrs + tl.expand_dims(i.to(tl.int64) * grad_y_stride_h, C_AXIS)
+        grad_y_row_offsets = n * grad_y_stride_n + i.to(tl.int64) * grad_y_stride_h  # [BLOCK_P]
         weight_row_ptrs = weight_ptrs + i.to(tl.int64) * weight_stride_h
         for v in tl.range(0, K, loop_unroll_factor=UNROLL):
             scaled_j = q + padding - v * DILATION
-            j = _neighbours(scaled_j // STRIDE, BLOCK_P)
+            j = scaled_j // STRIDE
             inside = in_rows & (scaled_j >= 0) & (scaled_j % STRIDE == 0) & (j < W_out)
             j = j.to(tl.int64)
-            grad_y_tap_ptrs = grad_y_row_ptrs + tl.expand_dims(j * grad_y_stride_w, C_AXIS)
+            grad_y_offsets = grad_y_row_offsets + j * grad_y_stride_w
+            if ADJACENT:
+                grad_y_offsets = tl.max_contiguous(grad_y_offsets, BLOCK_P)
+            grad_y_tap_ptrs = grad_y_ptrs + tl.expand_dims(grad_y_offsets, C_AXIS)
             weight_tap_ptrs = weight_row_ptrs + j * weight_stride_w + tl.cast(u * K + v, tl.int64) * weight_stride_tap
             weight = tl.load(weight_tap_ptrs, mask=inside, other=0).to(ACC)  # [BLOCK_P]
             grad_y = tl.load(grad_y_tap_ptrs, mask=tl.expand_dims(inside, C_AXIS) & is_channel, other=0).to(ACC)
@@ -177,7 +178,7 @@ def _grad_weight_kernel(
     grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_tap, grad_weight_stride_h, grad_weight_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, ROW_TAPS: tl.constexpr,
+    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, ROW_TAPS: tl.constexpr,
 ):  # fmt: skip
     P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
     program = tl.program_id(0)
@@ -188,9 +189,9 @@ def _grad_weight_kernel(
     is_position = n < N
     is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
     top = i * STRIDE - padding
-    left = _neighbours(j * STRIDE - padding, BLOCK_P)
+    left = j * STRIDE - padding
 
-    x_ptrs = x_ptr + tl.expand_dims(n * x_stride_n, C_AXIS) + tl.expand_dims(c * x_stride_c, P_AXIS)
+    x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
     grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
     grad_y_ptrs += tl.expand_dims(_offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w), C_AXIS)
     grad_weight_ptrs = grad_weight_ptr + group * grad_weight_stride_g
@@ -203,11 +204,14 @@ def _grad_weight_kernel(
     for u in range(K):
         row = top + u * DILATION
         in_rows = is_position & (row >= 0) & (row < H)
-        x_row_ptrs = x_ptrs + tl.expand_dims(row.to(tl.int64) * x_stride_h, C_AXIS)
+        x_row_offsets = n * x_stride_n + row.to(tl.int64) * x_stride_h  # [BLOCK_P]
         for v in tl.range(0, K, loop_unroll_factor=UNROLL):
             column = left + v * DILATION
             inside = tl.expand_dims(in_rows & (column >= 0) & (column < W), C_AXIS)
-            x_tap_ptrs = x_row_ptrs + tl.expand_dims(column.to(tl.int64) * x_stride_w, C_AXIS)
+            x_offsets = x_row_offsets + column.to(tl.int64) * x_stride_w
+            if ADJACENT:
+                x_offsets = tl.max_contiguous(x_offsets, BLOCK_P)
+            x_tap_ptrs = x_ptrs + tl.expand_dims(x_offsets, C_AXIS)
             products = grad_y * tl.load(x_tap_ptrs, mask=inside & is_channel, other=0).to(ACC)
             for start in range(BLOCK_C, GROUP_CHANNELS, BLOCK_C):
                 more = tl.expand_dims(start + member < GROUP_CHANNELS, P_AXIS)
@@ -339,7 +343,7 @@ def forward_launch(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> Laun
     sizes = Sizes.of(x.shape, y.shape, weight.shape[1])
     tile = aggregate_tile(x, window.K, sizes.group_channels)
     blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(_forward_kernel, (x, weight, y), sizes, window, tile, (sizes.H_out, sizes.W_out), blocks)
+    return _launch(_forward_kernel, (x, weight, y), x, sizes, window, tile, (sizes.H_out, sizes.W_out), blocks)
 
 
 def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window) -> Launch:
@@ -347,7 +351,7 @@ def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window
     sizes = Sizes.of(grad_x.shape, grad_y.shape, weight.shape[1])
     tile = aggregate_tile(grad_y, window.K, sizes.group_channels)
     blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(_grad_x_kernel, (grad_y, weight, grad_x), sizes, window, tile, (sizes.H, sizes.W), blocks)
+    return _launch(_grad_x_kernel, (grad_y, weight, grad_x), grad_y, sizes, window, tile, (sizes.H, sizes.W), blocks)
 
 
 def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: Window) -> Launch:
@@ -357,7 +361,7 @@ def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: W
     # A row of taps is gathered and written at once where it is contiguous in memory.
     row_taps = triton.next_power_of_2(window.K) if grad_weight.stride(2) == 1 else 0
     return _launch(
-        _grad_weight_kernel, (grad_y, x, grad_weight), sizes, window, tile, (sizes.H_out, sizes.W_out), sizes.G,
+        _grad_weight_kernel, (grad_y, x, grad_weight), x, sizes, window, tile, (sizes.H_out, sizes.W_out), sizes.G,
         ROW_TAPS=row_taps,
     )  # fmt: skip
 
@@ -365,6 +369,7 @@ def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: W
 def _launch(
     kernel: Any,
     tensors: tuple[Tensor, Tensor, Tensor],
+    image: Tensor,
     sizes: Sizes,
     window: Window,
     tile: Tile,
@@ -392,6 +397,7 @@ def _launch(
             "BLOCK_C": tile.channels,
             "C_AXIS": int(tile.channels_fast),
             "UNROLL": tile.unroll,
+            "ADJACENT": not tile.channels_fast and image.stride(3) == 1,
             "ACC": ACCUMULATORS[accumulator],
             "INDEX": tl.int32 if area + tile.positions <= INT32_MAX else tl.int64,
             **constants,

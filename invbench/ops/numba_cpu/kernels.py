@@ -1,52 +1,20 @@
-"""Parallel CPU kernels written in Numba: the aggregate, its gradient for x and its gradient for the weight.
+"""The kernels of the Numba backend; see the package for the equations and the loop nests.
 
-    y[n, c, i, j]        = sum over (u, v)              weight[n, g(c), (u, v), i, j] * x[n, c, h, q]
-    grad_x[n, c, h, q]   = sum over (u, v, i, j) at h, q  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
-    grad_weight[n, g, (u, v), i, j] = sum over c in group g    grad_y[n, c, i, j] * x[n, c, h, q]
-    h = stride*i + dilation*u - padding,  q = stride*j + dilation*v - padding
-
-The first two visit the same triples (position, tap, input pixel) and differ in the side that is summed, so one kernel
-does both; ``transposed`` means that the sum is over positions. There are two loop nests:
-
-* *by channels*, where the channels of the source are neighbours in memory and a group has some: one parallel unit is
-  one row of the result for up to LANES channels of a group; the inner loop runs over the channels.
-* *by columns*, for everything else: one unit is a strip of ROWS rows for up to LANES channels; each source row is
-  packed once for the strip, so that the inner loop runs over columns that are neighbours whatever the memory steps.
-
-``grad_weight`` has the second form only: its inner loop runs over columns, so that a sum over channels needs no
-reduction across a vector. One unit is a strip of ROWS rows for one group.
-
-Every unit owns what it writes, and sums in an order that the number of threads does not change. Taps outside the image
-are left out, so that no NaN or infinity of the weight can reach y from there. float32 and float64 are summed as they
-are; float16 and bfloat16 are read and written as bit patterns and summed in float32. Tensors are read and written
-where they lie: the scratch of a unit is a few rows of a group, never a copy of x or of the weight.
-
-The kernels use ``numba.get_num_threads()`` threads. Limits: plain loops, which LLVM vectorises at best in runs of
-LANES; no fusion with the convolution that generates the weight.
+All code that a kernel is made of is in this file, because Numba renews its cache when the kernel's own file changes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
-from torch import Tensor
-
-from invbench.ops import library
-from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Window, empty_weight
 
 # Channels of one unit, and the most an inner loop over channels can run: a bound that lets LLVM pick a vector width.
 LANES = 16
@@ -54,17 +22,12 @@ LANES = 16
 COLUMNS = 64
 # Rows of one strip: each source row is packed once for up to so many rows of the result.
 ROWS = 4
-# Below so many channels a group, the loop over channels is too short to be the inner one.
-LEAST_CHANNELS = 16
 
 Flat = npt.NDArray[Any]
 Steps = tuple[int, ...]
-Kernel = Callable[..., None]
 
-
-def unavailable(device: str) -> str | None:
-    """Numba's CPU target is the only one here."""
-    return None if device == "cpu" else f"it runs on cpu: got {device}; use backend triton"
+# No nnan and no ninf: those would let LLVM assume NaN and infinity away.
+OPTIONS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy", "nogil": True}
 
 
 # --- Elements: how a number lies in memory, and in which type it is summed ---
@@ -146,7 +109,7 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 # Numba's own indexing first asks whether an index counts from the end, which keeps LLVM from vectorising a loop whose
 # index it cannot prove to be positive; these two go to memory directly.
 @intrinsic
-def _load(typing_context: Any, flat: Any, index: Any) -> Any:  # noqa: ARG001 -- Numba calls it so
+def _load(typing_context: Any, flat: Any, index: Any) -> Any:
     """flat[index] in the type it is summed in."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -158,7 +121,7 @@ def _load(typing_context: Any, flat: Any, index: Any) -> Any:  # noqa: ARG001 --
 
 
 @intrinsic
-def _store(typing_context: Any, flat: Any, index: Any, value: Any) -> Any:  # noqa: ARG001 -- Numba calls it so
+def _store(typing_context: Any, flat: Any, index: Any, value: Any) -> Any:
     """flat[index] = value, rounded to nearest."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -179,10 +142,10 @@ def _scratch(flat: Flat, size: int) -> Flat:
 
 
 @overload(_scratch, inline="always")
-def _(flat: Any, size: Any) -> Callable[[Any, Any], Flat]:  # noqa: ARG001 -- Numba calls it so
+def _(flat: Any, size: Any) -> Callable[[Any, Any], Flat]:
     dtype = np.float64 if flat.dtype == types.float64 else np.float32
 
-    def allocate(flat: Any, size: Any) -> Flat:  # noqa: ARG001 -- Numba calls it so
+    def allocate(flat: Any, size: Any) -> Flat:
         return np.empty(size, dtype)
 
     return allocate
@@ -190,29 +153,26 @@ def _(flat: Any, size: Any) -> Callable[[Any, Any], Flat]:  # noqa: ARG001 -- Nu
 
 # --- Kernels ---
 
-# No nnan and no ninf: those would let LLVM assume NaN and infinity away.
-_OPTIONS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy", "nogil": True}
 
-
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _reach(offset: int, stride: int, size: int, start: int, stop: int) -> tuple[int, int]:
     """The part of range(start, stop) whose j have 0 <= stride*j + offset < size; the two may have crossed."""
     return max(start, -(offset // stride)), min(stop, (size - 1 - offset) // stride + 1)
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _whole_lanes(size: int) -> int:
     """The least multiple of LANES that is not below size."""
     return -(-size // LANES) * LANES
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _clear(flat: Flat, start: int, stop: int) -> None:
     for index in range(start, stop):
         _store(flat, index, 0.0)
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _pack(packed: Flat, start: int, flat: Flat, base: int, step: int, size: int) -> None:
     """packed[start + m] = flat[base + step*m]: the unit step apart, because only that can be vectorised."""
     if step == 1:
@@ -223,7 +183,7 @@ def _pack(packed: Flat, start: int, flat: Flat, base: int, step: int, size: int)
             _store(packed, start + m, _load(flat, base + step * m))
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _add_products(
     sums: Flat, at: int, sums_steps: Steps, left: Flat, left_at: int, left_steps: Steps,
     right: Flat, right_at: int, right_steps: Steps, channels: int, size: int,
@@ -246,7 +206,7 @@ def _add_products(
                     _store(sums, a + m * sums_steps[1], _load(sums, a + m * sums_steps[1]) + product)
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _met(
     first: int, last: int, size: int, K: int, stride: int, dilation: int, padding: int, transposed: bool
 ) -> tuple[int, int]:
@@ -258,7 +218,7 @@ def _met(
     return max(0, stride * first - padding), min(size, stride * (last - 1) + beyond + 1)
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _pack_rows(packed: Flat, width: int, flat: Flat, base: int, steps: Steps, channels: int, columns: int) -> None:
     """packed [channels, width] from a row of flat that begins at base, has so many columns and steps for [N, C, H, W];
     zeros after them, where whole vectors read beyond the image."""
@@ -267,7 +227,7 @@ def _pack_rows(packed: Flat, width: int, flat: Flat, base: int, steps: Steps, ch
         _clear(packed, c * width + columns, (c + 1) * width)
 
 
-@numba.njit(forceinline=True, **_OPTIONS)
+@numba.njit(forceinline=True, **OPTIONS)
 def _unpack(flat: Flat, base: int, step: int, sums: Flat, start: int, size: int) -> None:
     """flat[base + step*m] = sums[start + m]"""
     if step == 1:
@@ -278,7 +238,7 @@ def _unpack(flat: Flat, base: int, step: int, sums: Flat, start: int, size: int)
             _store(flat, base + step * m, _load(sums, start + m))
 
 
-def _aggregate_by_channels(
+def aggregate_by_channels(
     source: Flat, weight: Flat, result: Flat,
     source_steps: Steps, weight_steps: Steps, result_steps: Steps, geometry: Steps, transposed: bool,
 ) -> None:  # fmt: skip
@@ -326,7 +286,7 @@ def _aggregate_by_channels(
                     _store(result, pixel + c * result_steps[1], _load(sums, (column - left) * LANES + c))
 
 
-def _aggregate_by_columns(
+def aggregate_by_columns(
     source: Flat, weight: Flat, result: Flat,
     source_steps: Steps, weight_steps: Steps, result_steps: Steps, geometry: Steps, transposed: bool,
 ) -> None:  # fmt: skip
@@ -398,7 +358,7 @@ def _aggregate_by_columns(
                     _unpack(result, base + c * result_steps[1], result_steps[3], sums, at, right - left)
 
 
-def _weight_by_columns(
+def weight_by_columns(
     grad_y: Flat, x: Flat, result: Flat,
     grad_steps: Steps, x_steps: Steps, result_steps: Steps, geometry: Steps,
 ) -> None:  # fmt: skip
@@ -455,138 +415,3 @@ def _weight_by_columns(
                         base = n * result_steps[0] + g * result_steps[1] + i * result_steps[3] + left * result_steps[4]
                         base += (u * K + v) * result_steps[2]
                         _unpack(result, base, result_steps[4], sums, 0, right - left)
-
-
-# --- Launchers ---
-
-
-class NumbaKernels:
-    """The aggregate and its gradients as ``library.Kernels``."""
-
-    def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
-        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
-        size = (*x.shape[:2], *weight.shape[3:])
-        y = torch.empty(size, dtype=x.dtype, memory_format=memory_format_of(x))
-        _aggregate(x, weight, y, _geometry(x, weight, window), transposed=False)
-        return y
-
-    def grad_x(
-        self, grad_y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], channels_last: bool
-    ) -> Tensor:
-        """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        grad_x = torch.empty((*grad_y.shape[:2], *size), dtype=grad_y.dtype, memory_format=memory_format)
-        _aggregate(grad_y, weight, grad_x, _geometry(grad_x, weight, window), transposed=True)
-        return grad_x
-
-    def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
-        """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
-        grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
-        _launch(_weight_by_columns, (grad_y, x, grad_weight), _geometry(x, grad_weight, window))
-        return grad_weight
-
-
-def _geometry(x: Tensor, weight: Tensor, window: Window) -> Steps:
-    """N, C, G, H, W, H_out, W_out, K, stride, dilation, padding: what every kernel starts with."""
-    N, C, H, W = x.shape
-    _, G, _, H_out, W_out = weight.shape
-    return N, C, G, H, W, H_out, W_out, window.K, window.stride, window.dilation, window.padding
-
-
-def _aggregate(source: Tensor, weight: Tensor, result: Tensor, geometry: Steps, transposed: bool) -> None:
-    """Fill result from source by the loop nest that suits the source's memory steps."""
-    group_channels = source.shape[1] // weight.shape[1]
-    by_channels = source.stride(1) == 1 and group_channels >= LEAST_CHANNELS
-    kernel = _aggregate_by_channels if by_channels else _aggregate_by_columns
-    _launch(kernel, (source, weight, result), geometry, transposed)
-
-
-def _flat(tensor: Tensor) -> Flat:
-    """The tensor's memory from its first element to its last as one dimension, so that a kernel has one signature a
-    dtype whatever the layout; float16 as int16 and bfloat16 as uint16."""
-    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    flat = tensor.detach().as_strided((extent if tensor.numel() else 0,), (1,))
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        bits: Flat = flat.view(torch.int16).numpy()
-        return bits if tensor.dtype == torch.float16 else bits.view(np.uint16)
-    values: Flat = flat.numpy()
-    return values
-
-
-# --- Compiling and running ---
-
-# Kernels that have run in this process, by signature.
-_ready: dict[tuple[Kernel, torch.dtype], Kernel] = {}
-_one_at_a_time = threading.Lock()
-_has_warned = False
-
-
-def _launch(kernel: Kernel, tensors: tuple[Tensor, Tensor, Tensor], *arguments: object) -> None:
-    """Run a kernel on tensors, the last of which it fills."""
-    if tensors[-1].numel() == 0:
-        return
-    signature = (kernel, tensors[0].dtype)
-    arguments = (*map(_flat, tensors), *(tensor.stride() for tensor in tensors), *arguments)
-    if signature in _ready and _takes_concurrent_calls():
-        _ready[signature](*arguments)
-        return
-    with _one_at_a_time:
-        if signature in _ready:
-            _ready[signature](*arguments)
-        else:
-            _ready[signature] = _first_run(kernel, arguments)
-
-
-def _takes_concurrent_calls() -> bool:
-    """Whether two Python threads may run kernels at once: Numba's workqueue layer ends the process when they do."""
-    try:
-        return bool(numba.threading_layer() != "workqueue")
-    except ValueError:  # No kernel has run, so that none has been chosen.
-        return False
-
-
-def _first_run(kernel: Kernel, arguments: tuple[object, ...]) -> Kernel:
-    """Load the compiled kernel from Numba's cache, or compile and cache it; run it and return it.
-
-    Numba keeps the cache in NUMBA_CACHE_DIR, beside this file or in the user's cache directory, and renews it when
-    this file, Numba or the processor is another one: code that kernels are made of must therefore be in this file.
-    """
-    try:
-        dispatcher = numba.njit(kernel, parallel=True, cache=True, **_OPTIONS)
-        with _only_process_in(dispatcher.stats.cache_path):
-            dispatcher(*arguments)
-    # RuntimeError: there is no directory to write to. OSError: there was one, but the disk is full or forbids it.
-    except (RuntimeError, OSError) as error:
-        _warn_uncached(error)
-        dispatcher = numba.njit(kernel, parallel=True, **_OPTIONS)
-        dispatcher(*arguments)
-    return cast(Kernel, dispatcher)
-
-
-@contextlib.contextmanager
-def _only_process_in(directory: str) -> Iterator[None]:
-    """Hold a directory of the cache: of two processes that save different signatures at once, one could otherwise
-    find the other's machine code under its own signature. Others wait, and then need not compile."""
-    with contextlib.ExitStack() as stack:
-        # Without locks (Windows, some network file systems) that is as unlikely as it is in Numba itself.
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(stack.enter_context(Path(directory, "invbench.lock").open("wb")), fcntl.LOCK_EX)
-        yield
-
-
-def _warn_uncached(error: Exception) -> None:
-    """Say once that each process will compile for itself, and what helps."""
-    global _has_warned
-    if not _has_warned:
-        _has_warned = True
-        warnings.warn(
-            f"Numba's compiled kernels cannot be cached, so that each process compiles them again ({error}); "
-            "set NUMBA_CACHE_DIR to a writable directory",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-aggregate = library.Aggregate("numba", NumbaKernels())
