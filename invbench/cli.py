@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
+from invbench.harness import let_threads_sleep
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, format_for, output
 from invbench.report.listing import render_backends
@@ -126,6 +127,7 @@ def op(
         output.check_writable(file)
     with progress(quiet) as tell:
         tell("importing torch")
+        let_threads_sleep()
         from invbench.harness import machine
         from invbench.harness.blocks import Budget
         from invbench.harness.point import Settings, measure_point

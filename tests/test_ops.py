@@ -282,13 +282,14 @@ def test_any_valid_spec(backend: str, device: str, variant: Variant) -> None:
 # --- What a result is ---
 
 
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("x_layout", X_LAYOUTS)
 @by_quick_target
-def test_output_has_dtype_and_memory_format_of_x(backend: str, device: str, x_layout: str) -> None:
+def test_output_has_dtype_and_memory_format_of_x(backend: str, device: str, x_layout: str, padding_mode: str) -> None:
     require(backend, device)
-    variant = Variant(small_problem("format"), torch.float16, x_layout)
+    variant = Variant(small_problem("format", padding_mode=padding_mode), torch.float16, x_layout)
     x, weight, _ = make_inputs(variant, device)
-    y = involution2d(x, weight, stride=2, backend=backend)
+    y = involution2d(x, weight, **variant.problem.options, backend=backend)
     memory_format = torch.channels_last if x_layout.startswith("channels_last") else torch.contiguous_format
     assert y.dtype == torch.float16
     assert y.is_contiguous(memory_format=memory_format)

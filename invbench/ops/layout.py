@@ -10,7 +10,7 @@ from invbench.spec import LayerSpec
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """``channels_last`` if the channels of x [N, C, H, W] are its fastest dimension, also in a slice, else contiguous."""
+    """``channels_last`` if channels are the fastest dimension of x [N, C, H, W], also in a slice; else contiguous."""
     channels_fastest = x.shape[1] > 1 and x.stride(1) == 1
     return torch.channels_last if channels_fastest and not x.is_contiguous() else torch.contiguous_format
 

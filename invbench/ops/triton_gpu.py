@@ -38,10 +38,10 @@ from invbench.spec import InvbenchError
 INT32_MAX = 2**31 - 1
 ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
-# ADJACENT is advice to Triton: positions, which it cannot see to lie side by side, mostly do. Without it Triton before 3.7
-# gives neighbouring lanes different channels of contiguous images, and spills. It is not true at the end of a row, but
-# only loads that are known to be aligned are widened for it, and here any one element can be a block's first: the
-# advice is given only where a column's step is 1.
+# ADJACENT is advice to Triton: positions, which it cannot see to lie side by side, mostly do. Without it, Triton before
+# 3.7 gives neighbouring lanes different channels of contiguous images, and spills. It is not true at the end of a row,
+# but harmless: it is given only where a column's step is 1, so that nothing is known of the alignment, and only loads
+# known to be aligned are widened.
 
 # Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
 SIZES = ["N", "H", "W", "H_out", "W_out", "G", "padding"]
@@ -112,7 +112,10 @@ def _forward_kernel(
             x = tl.load(x_tap_ptrs, mask=inside, other=0).to(ACC)
             acc += tl.expand_dims(weight, C_AXIS) * x
     y_ptrs = y_ptr + tl.expand_dims(c * y_stride_c, P_AXIS)
-    y_ptrs += tl.expand_dims(_offsets(n, i, j, y_stride_n, y_stride_h, y_stride_w), C_AXIS)
+    y_offsets = _offsets(n, i, j, y_stride_n, y_stride_h, y_stride_w)
+    if ADJACENT:
+        y_offsets = tl.max_contiguous(y_offsets, BLOCK_P)
+    y_ptrs += tl.expand_dims(y_offsets, C_AXIS)
     tl.store(y_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
 
 
@@ -163,7 +166,10 @@ def _grad_x_kernel(
             grad_y = tl.load(grad_y_tap_ptrs, mask=tl.expand_dims(inside, C_AXIS) & is_channel, other=0).to(ACC)
             acc += tl.expand_dims(weight, C_AXIS) * grad_y
     grad_x_ptrs = grad_x_ptr + tl.expand_dims(c * grad_x_stride_c, P_AXIS)
-    grad_x_ptrs += tl.expand_dims(_offsets(n, r, q, grad_x_stride_n, grad_x_stride_h, grad_x_stride_w), C_AXIS)
+    grad_x_offsets = _offsets(n, r, q, grad_x_stride_n, grad_x_stride_h, grad_x_stride_w)
+    if ADJACENT:
+        grad_x_offsets = tl.max_contiguous(grad_x_offsets, BLOCK_P)
+    grad_x_ptrs += tl.expand_dims(grad_x_offsets, C_AXIS)
     tl.store(grad_x_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
 
 
@@ -193,7 +199,10 @@ def _grad_weight_kernel(
 
     x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
     grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
-    grad_y_ptrs += tl.expand_dims(_offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w), C_AXIS)
+    grad_y_offsets = _offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w)
+    if ADJACENT:
+        grad_y_offsets = tl.max_contiguous(grad_y_offsets, BLOCK_P)
+    grad_y_ptrs += tl.expand_dims(grad_y_offsets, C_AXIS)
     grad_weight_ptrs = grad_weight_ptr + group * grad_weight_stride_g
     grad_weight_ptrs += _offsets(n, i, j, grad_weight_stride_n, grad_weight_stride_h, grad_weight_stride_w)
     # The group's first block of channels stays in registers; the others are read again for each tap.
@@ -343,7 +352,7 @@ def forward_launch(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> Laun
     sizes = Sizes.of(x.shape, y.shape, weight.shape[1])
     tile = aggregate_tile(x, window.K, sizes.group_channels)
     blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(_forward_kernel, (x, weight, y), x, sizes, window, tile, (sizes.H_out, sizes.W_out), blocks)
+    return _launch(_forward_kernel, (x, weight, y), sizes, window, tile, (sizes.H_out, sizes.W_out), blocks)
 
 
 def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window) -> Launch:
@@ -351,7 +360,7 @@ def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window
     sizes = Sizes.of(grad_x.shape, grad_y.shape, weight.shape[1])
     tile = aggregate_tile(grad_y, window.K, sizes.group_channels)
     blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(_grad_x_kernel, (grad_y, weight, grad_x), grad_y, sizes, window, tile, (sizes.H, sizes.W), blocks)
+    return _launch(_grad_x_kernel, (grad_y, weight, grad_x), sizes, window, tile, (sizes.H, sizes.W), blocks)
 
 
 def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: Window) -> Launch:
@@ -361,7 +370,7 @@ def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: W
     # A row of taps is gathered and written at once where it is contiguous in memory.
     row_taps = triton.next_power_of_2(window.K) if grad_weight.stride(2) == 1 else 0
     return _launch(
-        _grad_weight_kernel, (grad_y, x, grad_weight), x, sizes, window, tile, (sizes.H_out, sizes.W_out), sizes.G,
+        _grad_weight_kernel, (grad_y, x, grad_weight), sizes, window, tile, (sizes.H_out, sizes.W_out), sizes.G,
         ROW_TAPS=row_taps,
     )  # fmt: skip
 
@@ -369,7 +378,6 @@ def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: W
 def _launch(
     kernel: Any,
     tensors: tuple[Tensor, Tensor, Tensor],
-    image: Tensor,
     sizes: Sizes,
     window: Window,
     tile: Tile,
@@ -397,7 +405,7 @@ def _launch(
             "BLOCK_C": tile.channels,
             "C_AXIS": int(tile.channels_fast),
             "UNROLL": tile.unroll,
-            "ADJACENT": not tile.channels_fast and image.stride(3) == 1,
+            "ADJACENT": not tile.channels_fast and all(t.stride(3) == 1 for t in tensors if t.ndim == 4),
             "ACC": ACCUMULATORS[accumulator],
             "INDEX": tl.int32 if area + tile.positions <= INT32_MAX else tl.int64,
             **constants,
