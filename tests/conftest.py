@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs on a GPU, before pytest applies ``-m``."""
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("device", "cpu") != "cpu":
+        if getattr(item, "callspec", None) and item.callspec.params.get("device") in ("cuda", "xpu"):
             item.add_marker(pytest.mark.gpu)
 
 

@@ -360,10 +360,10 @@ def test_forward_mode_is_right_or_raises(backend: str, device: str, way: Callabl
     require(backend, device, torch.float64)
     inputs = make_inputs(DOUBLE, device)
     tangents = (torch.randn_like(inputs.x), torch.randn_like(inputs.weight))
+    may_raise = () if way is dual_numbers and backend != "compiled" else (RuntimeError, NotImplementedError)
     try:
         actual = way(operator(backend), inputs[:2], tangents)
-    except (RuntimeError, NotImplementedError) as error:
-        assert way is not dual_numbers or backend == "compiled", f"{backend} should know dual numbers: {error}"
+    except may_raise:
         return
     assert relative_error(actual, expected_tangent(inputs, *tangents)) <= TOLERANCE[torch.float64]
 

@@ -110,7 +110,7 @@ def test_bad_input_is_refused_in_one_line(shape: tuple[int, ...]) -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(InvbenchError, match="backend must be one of auto, .*: got 'cupy'"):
+    with pytest.raises(InvbenchError, match=r"backend must be one of auto, .*: got 'cupy'"):
         Involution2d(16, 3, backend="cupy")(torch.zeros(1, 16, 4, 4))
 
 

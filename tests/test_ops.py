@@ -363,11 +363,12 @@ def test_strides_above_2_to_the_31(backend: str, device: str, tensor: int, axis:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("backend", "device"), [target for target in targets() if target[1] != "cpu"])
+# unfold and compiled copy x K*K times, which does not fit.
+@pytest.mark.parametrize(
+    ("backend", "device"), [target for target in targets() if target[1] != "cpu" and target[0] in ("naive", "triton")]
+)
 def test_more_than_2_to_the_31_elements(backend: str, device: str, layout: str) -> None:
     require(backend, device)
-    if backend in ("unfold", "compiled"):
-        return  # they copy x K*K times
     memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(layout, layout))
     x = torch.zeros((1, 66, 5793, 5793), dtype=torch.float16, device=device).to(memory_format=memory_format)
     corner = torch.randn(1, 66, 4, 4, device=device).half()

@@ -70,7 +70,7 @@ def everything() -> ResultSet:
             memory=Memory(None, None),
             chosen_layout="contiguous",
             warnings=(load,),
-        ),  # fmt: skip
+        ),
     )
 
 
@@ -119,6 +119,9 @@ Here involution (numba) is 20.7x faster than nn.Conv2d 7x7 and 2.14x faster than
 nn.Conv2d 3x3, at 0.0248x the FLOP and 1.00x the peak memory of conv2d."""
 
 
+NAMES = ["numba", "naive", "triton", "unfold", "compiled", "slow", "broken", "conv2d", "conv2d-3x3"]
+
+
 def test_table_at_80_columns() -> None:
     assert render_table(everything(), 80) == AT_80
 
@@ -147,7 +150,7 @@ A CPU, 2 cores, AVX512; torch 2.13.0; numba 0.68.1; peaks 4000 GFLOP/s, 100 GB/s
 * broken: error: RuntimeError: [red]<script>&"'
 * warning: numba: noisy: the interval is +-7% of the median; stop other programs or raise --budget
 * warning: load average 3.5 on 2 cores: stop other programs, or trust only the ratios
-Here involution (numba) is 20.7x faster than nn.Conv2d 7x7 and 2.14x faster than nn.Conv2d 3x3, at 0.0248x the FLOP and 1.00x the peak memory of conv2d."""
+Here involution (numba) is 20.7x faster than nn.Conv2d 7x7 and 2.14x faster than nn.Conv2d 3x3, at 0.0248x the FLOP and 1.00x the peak memory of conv2d."""  # noqa: E501
 
 
 def test_table_at_160_columns() -> None:
@@ -190,7 +193,7 @@ A CPU, 2 cores, AVX512; torch 2.13.0; numba 0.68.1; peaks 4000 GFLOP/s, 100 GB/s
 * slow: timeout: no answer in 60 s
 * broken: error: RuntimeError: [red]<script>&"'
 * warning: numba: noisy: the interval is +-7% of the median; stop other programs or raise --budget
-* warning: load average 3.5 on 2 cores: stop other programs, or trust only the ratios""",
+* warning: load average 3.5 on 2 cores: stop other programs, or trust only the ratios""",  # noqa: E501, W291
     )
 
 
@@ -321,6 +324,12 @@ def test_csv_has_one_column_for_one_thing() -> None:
     assert len(set(header)) == len(header)
 
 
+ALLOWED_TAGS = {
+    *("html", "meta", "title", "style", "h1", "p", "div", "table", "thead", "tbody"),
+    *("tr", "th", "td", "ul", "li", "code", "br"),
+}
+
+
 class Page(HTMLParser):
     """The tags that are open, the text, and the cells of the table."""
 
@@ -369,14 +378,12 @@ def test_html_is_one_page_with_everything_escaped() -> None:
         environment={"cpu": {"model": hostile, "usable": 2, "capability": hostile}, "versions": {"torch": hostile}},
     )
     page = Page(FORMATS["html"](results))
-    assert page.open == ["html"]
-    assert page.tags <= set("html meta title style h1 p div table thead tbody tr th td ul li code br".split())
+    assert page.open == []
+    assert page.tags <= ALLOWED_TAGS
     assert not {"src", "href", "onclick"} & set(page.attributes)  # nothing is fetched
     assert page.text.count(hostile) >= 6
     assert {len(cells) for cells in page.rows} == {len(page.rows[0])}
-    assert [
-        cells[0] for cells in page.rows[1:-1]
-    ] == "numba naive triton unfold compiled slow broken conv2d conv2d-3x3".split()
+    assert [cells[0] for cells in page.rows[1:]] == [*NAMES, hostile]
     assert conclusion(results) in page.text
 
 
@@ -422,7 +429,7 @@ def test_three_digits(value: float, text: str) -> None:
     assert three_digits(value) == text
 
 
-@given(st.floats(1e-9, 1e9))
+@given(st.floats(1e-5, 1e9))
 def test_three_digits_are_what_the_name_says(value: float) -> None:
     text = three_digits(value)
     assert "e" not in text
@@ -451,7 +458,7 @@ def test_seconds(value: float, text: str) -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-15])
 def test_nearly_no_time_is_still_a_time(value: float) -> None:
     number, unit = seconds(value).split()
-    assert float(number) == pytest.approx(value * 1e6)
+    assert float(number) == pytest.approx(value * 1e6, abs=1e-4)
     assert unit == "us"
 
 
@@ -540,7 +547,7 @@ def answer(involution: float, conv: float | None = 1.0, three: float | None = 1.
 def test_conclusion_faster_and_slower() -> None:
     assert_expected_inline(
         answer(0.5, 1.25, 0.25),
-        """Here involution (numba) is 2.50x faster than nn.Conv2d 7x7 and 2.00x slower than nn.Conv2d 3x3, at 0.0500x the FLOP and 2.00x the peak memory of conv2d.""",
+        """Here involution (numba) is 2.50x faster than nn.Conv2d 7x7 and 2.00x slower than nn.Conv2d 3x3, at 0.0500x the FLOP and 2.00x the peak memory of conv2d.""",  # noqa: E501
     )
 
 
@@ -562,7 +569,7 @@ def test_conclusion_without_a_baseline() -> None:
 def test_conclusion_with_one_convolution() -> None:
     assert_expected_inline(
         answer(0.5, three=None),
-        """Here involution (numba) is 2.00x faster than nn.Conv2d 7x7, at 0.0500x the FLOP and 2.00x the peak memory of conv2d.""",
+        """Here involution (numba) is 2.00x faster than nn.Conv2d 7x7, at 0.0500x the FLOP and 2.00x the peak memory of conv2d.""",  # noqa: E501
     )
 
 

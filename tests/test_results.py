@@ -268,7 +268,7 @@ rows = st.builds(
         baseline=st.none() | st.text(),
         interrupted=st.booleans(),
         peaks=st.none() | st.fixed_dictionaries({"matmul_flop_per_s": seconds, "copy_bytes_per_s": seconds}),
-    )  # fmt: skip
+    )
 )
 def test_document_survives_writing_and_reading(written: ResultSet) -> None:
     text = written.to_json()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invbench.ops.layout import memory_format_of, pad
+from invbench.ops.library import has_tangents
 from invbench.spec import LayerSpec
 
 Formulation = Callable[[Tensor, Tensor, LayerSpec], Tensor]
@@ -44,6 +45,10 @@ def aggregate(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]."""
     if torch.compiler.is_compiling():
         return tap_by_tap(x, weight, spec)  # already inside the user's own torch.compile
+    if has_tangents(x, weight):
+        raise NotImplementedError(
+            "backend 'compiled' has no forward-mode differentiation: got dual tensors; use backend 'naive'"
+        )
     key = (spec, _signature(x), _signature(weight), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     if key not in _chosen:
         _chosen[key] = _fastest(x, weight, spec)

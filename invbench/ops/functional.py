@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -66,8 +64,8 @@ def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
             return "", str(error)
         candidates = [BACKENDS[backend]]
     else:
-        candidates = [candidate for candidate in BACKENDS.values() if candidate.automatic]
-    reason = ""
+        candidates = [other for other in BACKENDS.values() if other.automatic and device in other.devices]
+    reason = f"no backend runs on {device}; move x and weight to one of cpu, cuda, mps, xpu"
     for candidate in candidates:
         refusal = candidate.refusal(device, dtype)
         if refusal is None:
@@ -95,7 +93,9 @@ def _spec_of(x: Tensor, weight: Tensor, stride: int, dilation: int, padding_mode
     if C < 1 or H < 1 or W < 1:
         raise InvbenchError(f"C, H and W must be at least 1: got x {list(x.shape)}; only N may be 0")
     G, taps = weight.shape[1], weight.shape[2]
-    K = math.isqrt(taps)
+    K = 1
+    while taps > K * K:  # math.isqrt cannot be traced with a symbolic size
+        K += 1
     if taps != K * K or G < 1:
         raise InvbenchError(
             "weight must be [N, G, K*K, H_out, W_out] with K odd and G at least 1: "

@@ -28,7 +28,12 @@ def empty_output(x: Tensor, spec: LayerSpec, dtype: torch.dtype | None = None) -
 
 def pad(x: Tensor, spec: LayerSpec) -> Tensor:
     """x [N, C, H, W] extended by ``spec.padding`` on each side in its padding mode, in the layout of x."""
+    border = (spec.padding,) * 4
     if spec.padding == 0:
         return x
-    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-    return F.pad(x, (spec.padding,) * 4, mode=mode)
+    if spec.padding_mode == "zeros":
+        return F.pad(x, border)
+    # A pixel can stand in many places of the border, and its gradient is their sum: in float32 at least.
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    padded = F.pad(x.to(accumulator), border, mode=spec.padding_mode).to(x.dtype)
+    return padded.contiguous(memory_format=memory_format_of(x))  # the circular mode forgets it

@@ -7,6 +7,7 @@ autograd formulas are therefore differentiable as often as anyone likes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,29 +77,12 @@ class Aggregate:
         padding = spec.padding
         if spec.padding_mode != "zeros":
             x, padding = pad(x, spec), 0
-        geometry = (spec.K, spec.stride, spec.dilation, padding)
-        if forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
-            return self._with_tangents(x, weight, geometry)
-        y: Tensor = self.forward(x, weight, *geometry)
-        return y
-
-    def _with_tangents(self, x: Tensor, weight: Tensor, geometry: tuple[int, int, int, int]) -> Tensor:
-        """Forward-mode differentiation, which an opaque operator would answer with silent zeros."""
-        x, x_tangent = forward_ad.unpack_dual(x)
-        weight, weight_tangent = forward_ad.unpack_dual(weight)
-        y: Tensor = self.forward(x, weight, *geometry)
-        tangents = []
-        if x_tangent is not None:
-            tangents.append(self.forward(x_tangent, weight, *geometry))
-        if weight_tangent is not None:
-            tangents.append(self.forward(x, weight_tangent, *geometry))
-        if tangents:
-            y = forward_ad.make_dual(y, sum(tangents[1:], tangents[0]))
-        return y
+        return _bilinear(self.forward, x, weight, spec.K, spec.stride, spec.dilation, padding)
 
     def _register_forward(self, kernels: Kernels) -> None:
         @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())
         def forward(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
+            _refuse_tangents(x, weight)
             return kernels.forward(x, weight, Window(K, stride, dilation, padding))
 
         @forward.register_fake
@@ -116,9 +100,9 @@ class Aggregate:
             x, weight = ctx.saved_tensors
             grad_x = grad_weight = None
             if weight is not None:
-                grad_x = self.grad_x(grad_y, weight, *ctx.geometry, *ctx.size, ctx.channels_last)
+                grad_x = _bilinear(self.grad_x, grad_y, weight, *ctx.geometry, *ctx.size, ctx.channels_last)
             if x is not None:
-                grad_weight = self.grad_weight(grad_y, x, *ctx.geometry, ctx.G, ctx.taps_last)
+                grad_weight = _bilinear(self.grad_weight, grad_y, x, *ctx.geometry, ctx.G, ctx.taps_last)
             return grad_x, grad_weight, None, None, None, None
 
         forward.register_autograd(backward, setup_context=setup_context)
@@ -130,6 +114,7 @@ class Aggregate:
             grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
             H: int, W: int, channels_last: bool,
         ) -> Tensor:  # fmt: skip
+            _refuse_tangents(grad_y, weight)
             return kernels.grad_x(grad_y, weight, Window(K, stride, dilation, padding), (H, W), channels_last)
 
         @grad_x.register_fake
@@ -150,10 +135,10 @@ class Aggregate:
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_y, weight = ctx.saved_tensors
-            grad_grad_y = None if weight is None else self.forward(grad, weight, *ctx.geometry)
+            grad_grad_y = None if weight is None else _bilinear(self.forward, grad, weight, *ctx.geometry)
             grad_weight = None
             if grad_y is not None:
-                grad_weight = self.grad_weight(grad_y, grad, *ctx.geometry, ctx.G, ctx.taps_last)
+                grad_weight = _bilinear(self.grad_weight, grad_y, grad, *ctx.geometry, ctx.G, ctx.taps_last)
             return grad_grad_y, grad_weight, *[None] * 7
 
         grad_x.register_autograd(backward, setup_context=setup_context)
@@ -164,6 +149,7 @@ class Aggregate:
         def grad_weight(
             grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
         ) -> Tensor:
+            _refuse_tangents(grad_y, x)
             return kernels.grad_weight(grad_y, x, Window(K, stride, dilation, padding), G, taps_last)
 
         @grad_weight.register_fake
@@ -179,11 +165,43 @@ class Aggregate:
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_y, x = ctx.saved_tensors
-            grad_grad_y = None if x is None else self.forward(x, grad, *ctx.geometry)
+            grad_grad_y = None if x is None else _bilinear(self.forward, x, grad, *ctx.geometry)
             grad_x = None
             if grad_y is not None:
-                grad_x = self.grad_x(grad_y, grad, *ctx.geometry, *ctx.size, ctx.channels_last)
+                grad_x = _bilinear(self.grad_x, grad_y, grad, *ctx.geometry, *ctx.size, ctx.channels_last)
             return grad_grad_y, grad_x, *[None] * 6
 
         grad_weight.register_autograd(backward, setup_context=setup_context)
         self.grad_weight = grad_weight
+
+
+def _bilinear(operator: Callable[..., Tensor], left: Tensor, right: Tensor, *geometry: Any) -> Tensor:
+    """operator(left, right, ...), which is linear in both, with the tangent that forward-mode differentiation needs."""
+    if forward_ad._current_level < 0:  # noqa: SLF001 -- torch offers no public question
+        return operator(left, right, *geometry)
+    left, left_tangent = forward_ad.unpack_dual(left)
+    right, right_tangent = forward_ad.unpack_dual(right)
+    result = operator(left, right, *geometry)
+    tangents = [] if left_tangent is None else [operator(left_tangent, right, *geometry)]
+    tangents += [] if right_tangent is None else [operator(left, right_tangent, *geometry)]
+    return forward_ad.make_dual(result, sum(tangents[1:], tangents[0])) if tangents else result
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raise where an operator is called on dual tensors by something other than ``_bilinear``, such as a graph that was
+    compiled before: the result would have no tangent, which reads as zero."""
+    if has_tangents(*tensors):
+        raise NotImplementedError(
+            "forward-mode differentiation cannot look into a function that was compiled without it: "
+            "got dual tensors; compile the function that calls torch.func.jvp, or call this one uncompiled"
+        )
+
+
+def has_tangents(*tensors: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through any of the tensors, or may do so."""
+    if forward_ad._current_level < 0:  # noqa: SLF001 -- torch offers no public question
+        return False
+    try:
+        return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    except RuntimeError:  # compiled graphs run where tangents cannot even be asked for
+        return True

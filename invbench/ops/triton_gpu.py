@@ -62,9 +62,12 @@ def _positions(block, height, width, BLOCK_P: tl.constexpr, INDEX: tl.constexpr)
 
 
 @triton.jit
-def _offsets(n, row, column, stride_n, stride_h, stride_w):
+def _offsets(n, row, column, stride_n, stride_h, stride_w, BLOCK_P: tl.constexpr, ADJACENT: tl.constexpr):
     """Where each position lies in memory: [BLOCK_P], int64."""
-    return n * stride_n + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    offsets = n * stride_n + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    if ADJACENT:
+        offsets = tl.max_contiguous(offsets, BLOCK_P)
+    return offsets
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -94,7 +97,7 @@ def _forward_kernel(
 
     x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g
-    weight_ptrs += _offsets(n, i, j, weight_stride_n, weight_stride_h, weight_stride_w)
+    weight_ptrs += _offsets(n, i, j, weight_stride_n, weight_stride_h, weight_stride_w, BLOCK_P, False)
     acc = tl.zeros([BLOCK_P, BLOCK_C] if C_AXIS == 1 else [BLOCK_C, BLOCK_P], ACC)
     for u in range(K):
         row = top + u * DILATION
@@ -112,9 +115,7 @@ def _forward_kernel(
             x = tl.load(x_tap_ptrs, mask=inside, other=0).to(ACC)
             acc += tl.expand_dims(weight, C_AXIS) * x
     y_ptrs = y_ptr + tl.expand_dims(c * y_stride_c, P_AXIS)
-    y_offsets = _offsets(n, i, j, y_stride_n, y_stride_h, y_stride_w)
-    if ADJACENT:
-        y_offsets = tl.max_contiguous(y_offsets, BLOCK_P)
+    y_offsets = _offsets(n, i, j, y_stride_n, y_stride_h, y_stride_w, BLOCK_P, ADJACENT)
     y_ptrs += tl.expand_dims(y_offsets, C_AXIS)
     tl.store(y_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
 
@@ -166,9 +167,7 @@ def _grad_x_kernel(
             grad_y = tl.load(grad_y_tap_ptrs, mask=tl.expand_dims(inside, C_AXIS) & is_channel, other=0).to(ACC)
             acc += tl.expand_dims(weight, C_AXIS) * grad_y
     grad_x_ptrs = grad_x_ptr + tl.expand_dims(c * grad_x_stride_c, P_AXIS)
-    grad_x_offsets = _offsets(n, r, q, grad_x_stride_n, grad_x_stride_h, grad_x_stride_w)
-    if ADJACENT:
-        grad_x_offsets = tl.max_contiguous(grad_x_offsets, BLOCK_P)
+    grad_x_offsets = _offsets(n, r, q, grad_x_stride_n, grad_x_stride_h, grad_x_stride_w, BLOCK_P, ADJACENT)
     grad_x_ptrs += tl.expand_dims(grad_x_offsets, C_AXIS)
     tl.store(grad_x_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
 
@@ -199,12 +198,12 @@ def _grad_weight_kernel(
 
     x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
     grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
-    grad_y_offsets = _offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w)
-    if ADJACENT:
-        grad_y_offsets = tl.max_contiguous(grad_y_offsets, BLOCK_P)
+    grad_y_offsets = _offsets(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w, BLOCK_P, ADJACENT)
     grad_y_ptrs += tl.expand_dims(grad_y_offsets, C_AXIS)
     grad_weight_ptrs = grad_weight_ptr + group * grad_weight_stride_g
-    grad_weight_ptrs += _offsets(n, i, j, grad_weight_stride_n, grad_weight_stride_h, grad_weight_stride_w)
+    grad_weight_ptrs += _offsets(
+        n, i, j, grad_weight_stride_n, grad_weight_stride_h, grad_weight_stride_w, BLOCK_P, False
+    )  # fmt: skip
     # The group's first block of channels stays in registers; the others are read again for each tap.
     grad_y = tl.load(grad_y_ptrs, mask=tl.expand_dims(is_position, C_AXIS) & is_channel, other=0).to(ACC)
     if ROW_TAPS > 0:

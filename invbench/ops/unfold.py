@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,9 +16,11 @@ def unavailable(device: str) -> str | None:
 
 
 def aggregate(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]."""
+    """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]; sums in float32 at least."""
     N, G, taps, H_out, W_out = weight.shape
-    patches = F.unfold(pad(x, spec), spec.K, dilation=spec.dilation, stride=spec.stride)  # [N, C*K*K, H_out*W_out]
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    padded = pad(x.to(accumulator), spec)
+    patches = F.unfold(padded, spec.K, dilation=spec.dilation, stride=spec.stride)  # [N, C*K*K, H_out*W_out]
     patches = patches.view(N, G, spec.group_channels, taps, H_out, W_out)
-    y = (patches * weight.unsqueeze(2)).sum(3).view(N, spec.C, H_out, W_out)
-    return y.contiguous(memory_format=memory_format_of(x))
+    y = (patches * weight.to(accumulator).unsqueeze(2)).sum(3).view(N, spec.C, H_out, W_out)
+    return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
