@@ -140,7 +140,10 @@ def op(
             cache=cache, clock=clock, seed=seed, autotune=not no_autotune,
         )  # fmt: skip
         case = machine.complete(point, device, threads)
-        measured = measure_point(case, settings, tell)
+        try:
+            measured = measure_point(case, settings, tell)
+        except KeyboardInterrupt:
+            return _fail("interrupted before anything was measured", 130)
     results = ResultSet(
         results=measured.results, command=_command(), created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__, environment=measured.environment, settings=asdict(settings), peaks=measured.peaks,
@@ -180,17 +183,15 @@ def _run(arguments: list[str]) -> int:
     except InvbenchError as error:
         return _fail(_with_option_name(str(error)))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted before anything was measured")
-        return 130
+        return _fail("interrupted before anything was measured", 130)
     except Exception:  # noqa: BLE001 -- a fault of ours: say so, with what is needed to mend it
         traceback.print_exc()
-        _fail("this is a fault of invbench, not of your input; please report it with the lines above")
-        return 4
+        return _fail("this is a fault of invbench, not of your input; please report it with the lines above", 4)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print(f"invbench: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 -- errors are for people
-    return 2
+    return code
 
 
 def _value_given(arguments: list[str], parameter: Any) -> str:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -53,9 +54,10 @@ class Interval:
         """
         ordered = sorted(values)
         n = len(ordered)
-        k, tail = 1, 0.5**n
-        while tail + math.comb(n, k) * 0.5**n <= (1 - confidence) / 2:
-            tail += math.comb(n, k) * 0.5**n
+        limit = Fraction((1 - confidence) / 2) * 2**n  # in outcomes of 2**n, which floats cannot count
+        k, tail = 1, 1
+        while tail + math.comb(n, k) <= limit:
+            tail += math.comb(n, k)
             k += 1
         return cls(statistics.median(ordered), ordered[k - 1], ordered[n - k], n)
 
@@ -78,6 +80,12 @@ class Samples:
     clock: str = "eager"
     cache: str = "hot"
     stop: str = "budget"
+
+    def __post_init__(self) -> None:
+        if not self.blocks or not all(self.blocks):
+            raise InvbenchError("a latency needs at least one block of at least one sample: got none; measure again")
+        if not all(isinstance(value, int | float) for block in self.blocks for value in block):
+            raise InvbenchError(f"samples are numbers of seconds: got {self.blocks[0]!r}; measure again")
 
     @cached_property
     def block_medians(self) -> tuple[float, ...]:
@@ -175,7 +183,7 @@ class Result:
     flop: int | None = None
     bytes_min: int | None = None
     roofline_fraction: float | None = None
-    error: Mapping[str, float] | None = None
+    error: Mapping[str, float | None] | None = None
     ratio: Ratio | None = None
     chosen_layout: str | None = None
     warnings: tuple[str, ...] = ()
@@ -287,6 +295,8 @@ class ResultSet:
                 f"result schema must be {SCHEMA}: got {schema!r}; read it with the version that wrote it"
             )
         try:
+            if not all(isinstance(document[name], dict) for name in ("environment", "settings")):
+                raise TypeError("environment and settings must be objects")
             return cls(
                 results=tuple(Result.from_dict(row) for row in document["results"]),
                 tool_version=document["tool"]["version"],
@@ -296,7 +306,7 @@ class ResultSet:
                     for name in ("command", "created", "environment", "settings", "peaks", "baseline")
                 },
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvbenchError(
                 f"incomplete result document ({type(error).__name__}: {error}); expected every field of schema {SCHEMA}"
             ) from error

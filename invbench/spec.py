@@ -67,10 +67,9 @@ class LayerSpec:
                 f"K must be odd, so that the window has a centre: got K={self.K}; try K={self.K - 1} or K={self.K + 1}"
             )
         if self.C % self.G:
-            divisors = [g for g in range(1, self.C + 1) if self.C % g == 0]
-            raise InvbenchError(
-                f"G must divide C: got C={self.C} and G={self.G}; try G={min(divisors, key=lambda g: abs(g - self.G))}"
-            )
+            near = (g for distance in range(1000) for g in (self.G - distance, self.G + distance))
+            divisor = next((g for g in near if 0 < g <= self.C and self.C % g == 0), 1)
+            raise InvbenchError(f"G must divide C: got C={self.C} and G={self.G}; try G={divisor}")
         if self.padding_mode not in PADDING_MODES:
             raise InvbenchError(
                 f"padding_mode must be one of {', '.join(PADDING_MODES)}: got {self.padding_mode!r}; try 'zeros'"
@@ -145,7 +144,10 @@ class Case:
 
     @classmethod
     def from_dict(cls, flat: dict[str, Any]) -> Case:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
+        missing = [name for name in CASE_FIELDS if name not in flat]
+        if missing:
+            raise InvbenchError(f"a case needs every one of its fields: got none for {', '.join(missing)}; add them")
         layer_names = {f.name for f in fields(LayerSpec)}
         layer = LayerSpec(**{name: v for name, v in flat.items() if name in layer_names})
         own = {name: v for name, v in flat.items() if name not in layer_names}

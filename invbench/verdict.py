@@ -47,7 +47,7 @@ def quotient(value: float | None, base: float | None) -> float | None:
 
 def roofline_fraction(result: Result, peaks: Mapping[str, float]) -> float | None:
     """The least time that the peaks allow for the row's closed-form FLOP and bytes, over its latency."""
-    if result.seconds is None or result.flop is None or result.bytes_min is None:
+    if not result.seconds or result.flop is None or result.bytes_min is None:
         return None
     floor = max(result.flop / peaks["matmul_flop_per_s"], result.bytes_min / peaks["copy_bytes_per_s"])
     return floor / result.seconds

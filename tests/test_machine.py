@@ -162,7 +162,7 @@ def test_a_broken_numba_costs_only_itself(error: Exception, monkeypatch: pytest.
 
 def test_a_half_broken_numba_costs_only_itself(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     # A folder that an incomplete removal left behind is imported as an empty namespace package.
-    monkeypatch.setattr(machine, "_numba", lambda: types.ModuleType("numba"))
+    monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
     machine.set_threads(1)
     assert machine.fingerprint(CPU)["threads"]["numba"] is None
 

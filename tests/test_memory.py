@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +117,23 @@ def test_cuda_peak_is_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state["held"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
     assert cuda_peak(Call()) == Memory(42, "cuda-allocator")  # type: ignore[arg-type]
+
+
+@on_linux
+def test_the_pool_is_not_taken_away_from_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The pool's thread replaces a process that has done its one job; on a busy machine it comes late, and finds a pool
+    # that was shut down without waiting: a traceback on standard error, whatever --quiet says.
+    in_time = ProcessPoolExecutor._adjust_process_count
+    faults: list[str] = []
+
+    def late(pool: ProcessPoolExecutor) -> None:
+        time.sleep(0.2)
+        in_time(pool)
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(ProcessPoolExecutor, "_adjust_process_count", late)
+    monkeypatch.setattr(threading, "excepthook", lambda fault: faults.append(repr(fault.exc_value)))
+    cpu_peaks([job(NAIVE, SMALL)], workers=1)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert faults == []

@@ -102,6 +102,19 @@ assert numba.threading_layer() == "workqueue"
     run_python(program, NUMBA_THREADING_LAYER="workqueue")
 
 
+def test_torch_keeps_its_number_of_threads() -> None:
+    """Numba's OpenMP layer sets the number of threads of the OpenMP that it shares with torch."""
+    program = """
+import torch
+from invbench.ops import numba_cpu
+from invbench.spec import LayerSpec
+torch.set_num_threads(1)
+numba_cpu.aggregate(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(1, K=1))
+assert torch.get_num_threads() == 1
+"""
+    run_python(program)
+
+
 CALL = """
 import torch
 from invbench.ops import numba_cpu

@@ -150,7 +150,7 @@ def test_right_backends_pass(backend: str, dtype: str, scope: Scope, mode: Mode)
         case = a_case(layer, mode=mode, scope=scope, dtype=dtype, layout=layout)
         error = check(Runnable(Subject(INVOLUTION, backend), case, seed=1), references)
         references.clear()
-        assert error["relative"] <= error["tolerance"], (layer, layout)
+        assert error.is_close, (layer, layout)
 
 
 @modes
@@ -160,7 +160,7 @@ def test_convolutions_pass(name: str, dtype: str, mode: Mode) -> None:
     for layer, layout in itertools.product(LAYERS.values(), LAYOUTS):
         case = a_case(layer, mode=mode, dtype=dtype)
         error = check(Runnable(Subject(name), case, seed=1, layout=layout), {})
-        assert error["relative"] <= error["tolerance"], (layer, layout)
+        assert error.is_close, (layer, layout)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ WRONG_GRADIENT: dict[str, Callable[[Tensor, Tensor, LayerSpec], Tensor]] = {
 def is_caught(monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Tensor], case: Case) -> bool:
     monkeypatch.setattr(unfold, "aggregate", wrong)
     error = check(Runnable(Subject(INVOLUTION, "unfold"), case, seed=1), {})
-    return not error["relative"] <= error["tolerance"]
+    return not error.is_close
 
 
 @modes

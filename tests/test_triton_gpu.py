@@ -122,6 +122,12 @@ def compile_launch(launch: triton_gpu.Launch, target: int) -> Any:
             aligned = value % 16 == 0 and name not in triton_gpu.SIZES
         if aligned:
             attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+    if hasattr(triton.backends.compiler, "AttrsDescriptor"):  # until Triton 3.2
+        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        properties = {"tt.divisibility": [index for (index,) in attributes]}
+        attributes = triton.backends.compiler.AttrsDescriptor.from_dict(
+            {"arg_properties": properties, "cls": "AttrsDescriptor"}
+        )
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": launch.num_warps})
 

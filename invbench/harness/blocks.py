@@ -22,7 +22,7 @@ Sampler = Callable[[int], float]  # calls -> seconds per call
 
 MIN_ROUNDS = 6  # the fewest values that have a 95 % order-statistic interval
 SHORTEST_SAMPLE = 5e-4  # seconds; a thousand times what reading the clock costs
-BLOCK_SECONDS = (0.02, 0.2)
+BLOCK_SECONDS = (0.002, 0.2)
 WARM_UP_WINDOW = 0.03
 WARM_UP_AGREEMENT = 0.05
 STABLE_ROUNDS = 16  # noise is looked at over this many rounds
@@ -117,7 +117,7 @@ def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Calla
     previous = math.inf
     while True:
         seconds = _window(sampler, now)
-        agree = abs(seconds - previous) <= WARM_UP_AGREEMENT * previous
+        agree = math.isfinite(previous) and abs(seconds - previous) <= WARM_UP_AGREEMENT * previous
         if agree or now() - started > budget.warm_up:
             break
         previous = seconds

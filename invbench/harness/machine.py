@@ -47,12 +47,13 @@ def free_bytes(device: torch.device) -> int | None:
     free = int(psutil.virtual_memory().available)
     limit = _read_number("/sys/fs/cgroup/memory.max")
     used = _read_number("/sys/fs/cgroup/memory.current")
-    return free if limit is None or used is None else max(0, min(free, int(limit - used)))
+    if limit is None or used is None:
+        return free
+    return max(0, min(free, limit - used + _reclaimable()))
 
 
 def set_threads(threads: int) -> None:
     """Give torch and Numba the same number of threads, on the same cores."""
-    torch.set_num_threads(threads)
     numba = _numba()
     if numba is not None:
         if threads > numba.config.NUMBA_NUM_THREADS:
@@ -61,6 +62,7 @@ def set_threads(threads: int) -> None:
                 f"set NUMBA_NUM_THREADS={threads} or ask for fewer"
             )
         numba.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 def check_device(name: str) -> torch.device:
@@ -89,8 +91,10 @@ def check_device(name: str) -> torch.device:
 
 def complete(case: Case, device: str | None, threads: int | None) -> Case:
     """The case with what was left open: cuda where there is one, else cpu; all usable cores."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(case, device=device or default, threads=threads or usable_cores())
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cpu:"):
+        name = "cpu"  # there is one, and rows of one point have one name for it
+    return replace(case, device=name, threads=threads or usable_cores())
 
 
 def backends_here() -> list[dict[str, Any]]:
@@ -108,6 +112,7 @@ def backends_here() -> list[dict[str, Any]]:
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
     """What a reader has to know to repeat or distrust a measurement; no host or user names."""
+    numba_threads = _numba_threads()  # asked first, since Numba starts its threads when asked, and may change torch's
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -127,7 +132,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         },
         "threads": {
             "torch": torch.get_num_threads(),
-            "numba": _numba_threads(),
+            "numba": numba_threads,
             "numba_layer": _numba_layer(),
             "variables": {
                 name: os.environ[name]
@@ -233,7 +238,8 @@ def _nvml(properties: Any) -> dict[str, Any]:
 def _numba() -> Any:
     """Numba, which another package owns, or None where it is missing or broken."""
     try:
-        return importlib.import_module("numba")
+        numba = importlib.import_module("numba")
+        return numba if hasattr(numba, "config") else None  # what is left of a removed package can still be imported
     except Exception:  # noqa: BLE001 -- a broken optional library can raise anything
         return None
 
@@ -291,6 +297,13 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
+
+
+def _reclaimable() -> int:
+    """Bytes of file cache that the container's limit counts as used and the kernel gives back when asked."""
+    lines = (_read("/sys/fs/cgroup/memory.stat") or "").splitlines()
+    counts = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    return sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def _read_number(path: str) -> int | None:

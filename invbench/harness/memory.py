@@ -69,11 +69,15 @@ def cpu_peaks(jobs: Iterable[Job], workers: int) -> dict[Subject, Memory]:
         workers, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN),
         max_tasks_per_child=1,
     )  # fmt: skip
+    waiting: dict[Subject, Future[Memory]] = {}
     try:
         waiting = {job.subject: pool.submit(_peak_of, job) for job in jobs}
         return {subject: _collect(future) for subject, future in waiting.items()}
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if not all(future.done() for future in waiting.values()):  # one hangs, or Ctrl-C
+            for child in multiprocessing.active_children():
+                child.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 def cuda_peak(runnable: Runnable) -> Memory:
@@ -103,8 +107,8 @@ def _peak_of(job: Job) -> Memory:
     resident = _status_bytes("VmHWM")
     outputs = runnable.call()
     peak = _status_bytes("VmHWM") - resident
-    del outputs
-    return Memory(max(0, peak), "vmhwm")
+    # The kernel counts pages in batches, so that a few hundred KiB can be missing: more than a small point needs.
+    return Memory(peak, "vmhwm") if peak >= sum(output.nbytes for output in outputs) else Memory(None, "vmhwm")
 
 
 def _has_high_water_mark() -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from invbench.harness.clock import Clock, clock_for
 from invbench.harness.subjects import (
     CONVOLUTIONS,
     INVOLUTION,
+    Agreement,
     Runnable,
     Subject,
     check,
@@ -24,7 +26,7 @@ from invbench.harness.subjects import (
     require_fitting,
 )
 from invbench.ops import BACKENDS
-from invbench.results import Result, Status
+from invbench.results import Memory, Result, Status
 from invbench.spec import LAYOUTS, BackendUnavailableError, Case, InvbenchError
 from invbench.verdict import roofline_fraction, with_ratios
 
@@ -77,6 +79,7 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
     measured here: a device that is not there, more threads than cores, more memory than is free.
     """
     device = machine.check_device(case.device)
+    case = replace(case, device=str(device))
     _check_clock(settings, device)
     require_fitting(case)
     _check_asked_for(case, settings, device)
@@ -97,11 +100,15 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
         peaks = machine.measure_peaks(case, device)
         environment = machine.fingerprint(device)
         interrupted = _measure(arms, settings, clock, tell)
-        # Again, since a machine that was busy before may be quiet after: a peak is the most that was seen.
-        peaks = peaks if interrupted else {k: max(v, peaks[k]) for k, v in machine.measure_peaks(case, device).items()}
-        if not interrupted:
-            tell("measuring peak memory, each subject in a process of its own")
-            interrupted = _measure_memory(arms, case, settings, device)
+        # Whatever Ctrl-C cuts off from here on, the latencies are kept.
+        try:
+            if not interrupted:
+                # Again, since a machine that was busy before may be quiet after: a peak is the most that was seen.
+                peaks = {name: max(peaks[name], peak) for name, peak in machine.measure_peaks(case, device).items()}
+                tell("measuring peak memory, each subject in a process of its own")
+                _measure_memory(arms, case, settings, device)
+        except KeyboardInterrupt:
+            interrupted = True
     results = tuple(_judge(arm.result, peaks, environment) for arm in arms)
     return Point(with_ratios(results, settings.baseline), peaks, environment, interrupted)
 
@@ -142,25 +149,27 @@ def _prepare(
     try:
         layouts = (case.layout,) if arm.subject.name == INVOLUTION else LAYOUTS
         prepared = [_first_call(arm, case, settings, layout, references) for layout in layouts]
-        runnable, first_call, error = prepared[_fastest([ready[0] for ready in prepared], clock)]
+        runnable, first_call, agreement = prepared[_fastest([ready[0] for ready in prepared], clock)]
     except Exception as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
         arm.result = _failed(arm.result, failure)
         return
     chosen = None if arm.subject.name == INVOLUTION else runnable.layout
+    relative = agreement.relative if math.isfinite(agreement.relative) else None  # JSON has no NaN
+    error = {"relative": relative, "tolerance": agreement.tolerance}
     arm.result = replace(arm.result, first_call=first_call, error=error, chosen_layout=chosen)
-    if error["relative"] <= error["tolerance"]:
+    if agreement.is_close:
         arm.runnable = runnable
     else:
         reason = (
-            f"differs from the float64 reference by {error['relative']:.1e} of its largest value: "
-            f"expected at most {error['tolerance']:.0e}; do not use this backend for this configuration"
+            f"differs from the float64 reference by {agreement.relative:.1e} of its size: "
+            f"expected at most {agreement.tolerance:.0e}; do not use this backend for this configuration"
         )
         arm.result = replace(arm.result, status=Status.MISMATCH, reason=reason)
 
 
 def _first_call(
     arm: _Arm, case: Case, settings: Settings, layout: str, references: dict[str, Any]
-) -> tuple[Runnable, float, dict[str, float]]:
+) -> tuple[Runnable, float, Agreement]:
     runnable = Runnable(arm.subject, case, settings.seed, layout)
     started = time.perf_counter()
     runnable.call()
@@ -193,29 +202,24 @@ def _measure(arms: list[_Arm], settings: Settings, clock: Clock, tell: Callable[
             arm.result, arm.runnable = _failed(arm.result, measurement.failures[label]), None
         elif label in measurement.samples:
             samples = replace(measurement.samples[label], clock=settings.clock, cache=settings.cache)
-            arm.result = replace(arm.result, latency=samples)
+            arm.result = replace(arm.result, latency=samples, memory=memory.UNKNOWN)
         else:
             arm.result = replace(arm.result, status=Status.ERROR, reason="interrupted before its first block was done")
     return measurement.interrupted
 
 
-def _measure_memory(arms: list[_Arm], case: Case, settings: Settings, device: torch.device) -> bool:
-    """Fill in the peaks; True if Ctrl-C ended it early, which costs the peaks but not the latencies."""
+def _measure_memory(arms: list[_Arm], case: Case, settings: Settings, device: torch.device) -> None:
+    """Fill in the peaks."""
     ready = {arm.subject: arm.runnable for arm in arms if arm.runnable is not None}
-    peaks = dict.fromkeys(ready, memory.UNKNOWN)
-    interrupted = False
-    try:
-        if device.type == "cuda":
-            peaks = {subject: memory.cuda_peak(runnable) for subject, runnable in ready.items()}
-        elif device.type == "cpu":
-            jobs = [memory.Job(subject, case, settings.seed, ready[subject].layout) for subject in ready]
-            peaks = memory.cpu_peaks(jobs, workers=machine.usable_cores())
-    except KeyboardInterrupt:
-        interrupted = True
+    peaks: Mapping[Subject, Memory] = {}
+    if device.type == "cuda":
+        peaks = {subject: memory.cuda_peak(runnable) for subject, runnable in ready.items()}
+    elif device.type == "cpu":
+        jobs = [memory.Job(subject, case, settings.seed, ready[subject].layout) for subject in ready]
+        peaks = memory.cpu_peaks(jobs, workers=machine.usable_cores())
     for arm in arms:
         if arm.subject in peaks:
             arm.result = replace(arm.result, memory=peaks[arm.subject])
-    return interrupted
 
 
 def _judge(result: Result, peaks: dict[str, float], environment: dict[str, Any]) -> Result:
@@ -234,7 +238,7 @@ def _judge(result: Result, peaks: dict[str, float], environment: dict[str, Any])
         why = "its data stays in cache (see --cache cold), or other programs disturbed the peaks"
         warnings.append(f"faster than the peaks of this run allow: {why}")
     if result.memory is not None and result.memory.peak is None:
-        warnings.append("peak memory is not known: it is measured on Linux CPUs and on CUDA")
+        warnings.append("peak memory is not known: it takes CUDA or Linux, and more than a small point needs")
     return replace(result, roofline_fraction=share, warnings=tuple(warnings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -123,6 +124,12 @@ class Runnable:
         with self.context():
             return self.timed(self.before())
 
+    def results(self) -> list[Tensor]:
+        """All that can be right or wrong: y and, unless the mode is ``forward``, the gradients."""
+        with self.context():
+            y = self.function(*self.inputs)
+            return [y.detach(), *(self.timed(y) if self.differentiated else ())]
+
     def sampler(self, clock: Clock) -> Callable[[int], float]:
         """Seconds per call by a clock, averaged over the number of calls given."""
 
@@ -136,8 +143,26 @@ class Runnable:
         return sample
 
 
-def check(runnable: Runnable, references: dict[str, list[Tensor]]) -> dict[str, float]:
-    """Compare one call with the float64 reference: the largest relative difference, and what it may be.
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The largest difference from the reference, relative to its largest value or its norm, and what it may be."""
+
+    relative: float
+    tolerance: float
+
+    @property
+    def share(self) -> float:
+        """The part of the tolerance that is used."""
+        return self.relative / self.tolerance
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the subject may be timed; never if anything is NaN."""
+        return self.relative <= self.tolerance
+
+
+def check(runnable: Runnable, references: dict[str, list[Tensor]]) -> Agreement:
+    """Compare y and, where they are timed, all gradients with the float64 reference; the worst of them.
 
     references: computed so far, by operator name; all backends of an operator share one.
     Gradients of parameters sum over the batch, so they are checked on all of it; otherwise up to ``CHECKED_IMAGES``
@@ -145,20 +170,21 @@ def check(runnable: Runnable, references: dict[str, list[Tensor]]) -> dict[str, 
     """
     case = runnable.case
     images = _checked_images(runnable)
-    outputs = [tensor[images] if tensor.shape[:1] == (case.N,) else tensor for tensor in _batched_first(runnable)]
+    outputs = [tensor[images] if tensor.shape[:1] == (case.N,) else tensor for tensor in runnable.results()]
     if runnable.subject.name not in references:
         references[runnable.subject.name] = _reference(runnable, images)
-    kinks = runnable.module is not None and runnable.subject.name == INVOLUTION and case.mode is not Mode.FORWARD
-    difference = _norm_difference if kinks else _largest_difference
-    table = TOLERANCE_OVER_KINKS if kinks else TOLERANCE
-    pairs = zip(outputs, references[runnable.subject.name], strict=True)
-    relative = max(difference(output, reference) for output, reference in pairs)
-    return {"relative": relative, "tolerance": table["float16" if _computes_in_tf32(runnable) else case.dtype]}
-
-
-def _batched_first(runnable: Runnable) -> Sequence[Tensor]:
-    outputs = runnable.call()
-    return [output.detach() for output in outputs]
+    has_kinks = runnable.module is not None and runnable.subject.name == INVOLUTION
+    precision = "float16" if _computes_in_tf32(runnable) else case.dtype
+    worst = Agreement(0.0, TOLERANCE[precision])
+    for index, (output, reference) in enumerate(zip(outputs, references[runnable.subject.name], strict=True)):
+        if index > 0 and has_kinks:  # y comes first, then the gradients
+            agreement = Agreement(_norm_difference(output, reference), TOLERANCE_OVER_KINKS[precision])
+        else:
+            agreement = Agreement(_largest_difference(output, reference), TOLERANCE[precision])
+        if math.isnan(agreement.relative):
+            return agreement
+        worst = max(worst, agreement, key=lambda each: each.share)
+    return worst
 
 
 def _checked_images(runnable: Runnable) -> Tensor:
@@ -187,7 +213,7 @@ def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
         reference.inputs = [tensor.requires_grad_() for tensor in reference.inputs]
         parameters = [] if reference.module is None else list(reference.module.parameters())
         reference.differentiated = [*reference.inputs, *parameters]
-    return [tensor.detach() for tensor in reference.call()]
+    return [tensor.detach() for tensor in reference.results()]
 
 
 def _largest_difference(output: Tensor, reference: Tensor) -> float:
@@ -238,5 +264,5 @@ def require_fitting(case: Case) -> None:
 def describe_failure(error: BaseException) -> str:
     """The first line of what went wrong, with its type unless it already speaks to people."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
+    text = "".join(c if c.isprintable() else " " for c in lines[0]) if lines else "no message"
     return text if isinstance(error, InvbenchError) else f"{type(error).__name__}: {text}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from invbench.report.text import cells, conclusion, headings, machine, method, name_of, notes, title
+from invbench.report.text import conclusion, grid, machine, method, notes, printable, title
 from invbench.results import ResultSet
 
 STYLE = """
@@ -21,21 +21,19 @@ th:first-child, td:first-child { text-align: left; }
 
 def render_markdown(results: ResultSet) -> str:
     """The answer, a table, and how it was measured."""
-    head = ["backend", *headings(results)]
+    head, rows = grid(results)
     lines = [f"**{conclusion(results)}**", "", f"{title(results)}  ", f"{machine(results)}  ", method(results), ""]
     lines += [_markdown_row(head), _markdown_row(["---", *["---:"] * (len(head) - 1)])]
-    lines += [_markdown_row([name_of(result), *cells(result)]) for result in results.results]
+    lines += [_markdown_row(row) for row in rows]
     lines += ["", *(f"* {note}" for note in notes(results))]
     return "\n".join(lines).rstrip()
 
 
 def render_html(results: ResultSet) -> str:
     """A page of its own: no script, nothing fetched."""
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in ["backend", *headings(results)])
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in [name_of(result), *cells(result)]) + "</tr>"
-        for result in results.results
-    )
+    headings, cells = grid(results)
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in headings)
+    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells)
     remarks = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
     how = "<br>".join(html.escape(text) for text in (title(results), machine(results), method(results)))
     return f"""<!doctype html>
@@ -54,7 +52,7 @@ def render_html(results: ResultSet) -> str:
 </tbody>
 </table></div>
 <ul>{remarks}</ul>
-<p class="how"><code>{html.escape(results.command)}</code>, {html.escape(results.created)}, invbench \
+<p class="how"><code>{html.escape(printable(results.command))}</code>, {html.escape(results.created)}, invbench \
 {html.escape(results.tool_version)}</p>
 </html>"""
 

@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.report.text import COLUMNS, cells, conclusion, headings, machine, method, name_of, notes, title
+from invbench.report.text import columns, conclusion, machine, method, name_of, notes, title
 from invbench.results import ResultSet, Status
-
-WIDE = 132
 
 
 def render_table(results: ResultSet, width: int | None = None) -> str:
@@ -23,29 +21,29 @@ def render_table(results: ResultSet, width: int | None = None) -> str:
 
     width: columns; by default the terminal's. Colour only where standard output is a terminal and NO_COLOR is unset.
     """
-    columns = width or shutil.get_terminal_size((100, 24)).columns
+    width = width or shutil.get_terminal_size((100, 24)).columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     text = io.StringIO()
-    console = Console(file=text, width=columns, force_terminal=colour, no_color=not colour, highlight=False)
+    console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
     for line in (title(results), machine(results), method(results)):
         console.print(Text(line))
-    parts = [{"speed", "cost"}] if columns >= WIDE else [{"speed"}, {"cost"}]
-    for part in parts:
-        console.print(_table(results, part))
+    whole = _table(results, ("speed", "cost"))
+    fits = console.measure(whole, options=console.options.update(width=10_000)).maximum <= width
+    for table in [whole] if fits else [_table(results, ("speed",)), _table(results, ("cost",))]:
+        console.print(table)
     for note in notes(results):
         console.print(Text(f"* {note}"))
     console.print(Text(conclusion(results), style="bold"))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _table(results: ResultSet, parts: set[str]) -> Table:
+def _table(results: ResultSet, parts: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("backend", no_wrap=True)
-    shown = [index for index, column in enumerate(COLUMNS) if column.part in parts]
-    for index in shown:
-        table.add_column(headings(results)[index], justify="right", no_wrap=True)
+    shown = [column for column in columns(results) if column.part in parts]
+    for column in shown:
+        table.add_column(column.heading, justify="right", overflow="fold")
     for result in results.results:
-        row = cells(result)
         style = "" if result.status is Status.OK else "dim"
-        table.add_row(name_of(result), *(row[index] for index in shown), style=style)
+        table.add_row(name_of(result), *(column.cell(result) for column in shown), style=style)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from invbench.results import Interval, Ratio, Result, ResultSet, Status, find
@@ -11,31 +12,8 @@ from invbench.verdict import fastest_involution, paired_ratio
 MISSING = "-"
 # A ratio this close to 1 is neither faster nor slower.
 SAME = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A heading, and the part of a narrow page that it stands in: ``speed`` or ``cost``."""
-
-    heading: str
-    part: str
-
-
-COLUMNS = (
-    Column("latency [95 %]", "speed"),
-    Column("vs {baseline}", "speed"),
-    Column("GFLOP/s", "speed"),
-    Column("GB/s", "speed"),
-    Column("roofline", "speed"),
-    Column("peak memory", "cost"),
-    Column("params", "cost"),
-    Column("FLOP", "cost"),
-)
-
-
-def headings(results: ResultSet) -> list[str]:
-    """The heading of each column."""
-    return [column.heading.format(baseline=results.baseline or "none") for column in COLUMNS]
+# Fewer rounds than this give no 95 % interval.
+FEW = 6
 
 
 def name_of(result: Result) -> str:
@@ -43,33 +21,83 @@ def name_of(result: Result) -> str:
     return result.backend if result.subject == "involution" else result.subject
 
 
-def cells(result: Result) -> list[str]:
-    """The cells of a row, one for each of ``COLUMNS``."""
-    ratio = result.ratio or Ratio()
-    interval = result.latency.interval if result.latency else None
-    peak = result.memory.peak if result.memory else None
-    counted = result.status is not Status.UNAVAILABLE
-    return [
-        seconds_with_interval(interval) if interval else str(result.status),
-        faster_or_slower(ratio.latency.median) if ratio.latency else MISSING,
-        MISSING if result.flop_per_s is None else three_digits(result.flop_per_s / 1e9),
-        MISSING if result.bytes_per_s is None else three_digits(result.bytes_per_s / 1e9),
-        MISSING if result.roofline_fraction is None else f"{result.roofline_fraction:.1%}",
-        MISSING if peak is None else size(peak) + times(ratio.memory),
-        MISSING if result.params is None or not counted else count(result.params) + times(ratio.params),
-        MISSING if result.flop is None or not counted else count(result.flop) + times(ratio.flop),
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, the part of a narrow page that it stands in (``speed`` or ``cost``), and its cell in a row."""
+
+    heading: str
+    part: str
+    cell: Callable[[Result], str]
+
+
+def columns(results: ResultSet) -> list[Column]:
+    """The columns after the backend's; no ratio where there is no baseline."""
+    found = [
+        Column("latency [95 %]", "speed", _latency),
+        Column(f"vs {results.baseline}", "speed", _ratio),
+        Column("GFLOP/s", "speed", lambda r: _giga(r.flop_per_s)),
+        Column("GB/s", "speed", lambda r: _giga(r.bytes_per_s)),
+        Column("roofline", "speed", _roofline),
+        Column("peak memory", "cost", _peak),
+        Column("params", "cost", lambda r: _count(r, r.params, (r.ratio or Ratio()).params)),
+        Column("FLOP", "cost", lambda r: _count(r, r.flop, (r.ratio or Ratio()).flop)),
     ]
+    return [column for column in found if results.baseline or column.cell is not _ratio]
+
+
+def grid(results: ResultSet) -> tuple[list[str], list[list[str]]]:
+    """The headings and the cells of the whole table."""
+    shown = columns(results)
+    rows = [[name_of(result), *(column.cell(result) for column in shown)] for result in results.results]
+    return ["backend", *(column.heading for column in shown)], rows
+
+
+def _latency(result: Result) -> str:
+    return seconds_with_interval(result.latency.interval) if result.latency else str(result.status)
+
+
+def _ratio(result: Result) -> str:
+    return faster_or_slower(result.ratio.latency.median) if result.ratio and result.ratio.latency else MISSING
+
+
+def _giga(value: float | None) -> str:
+    return MISSING if value is None else three_digits(value / 1e9)
+
+
+def _roofline(result: Result) -> str:
+    return MISSING if result.roofline_fraction is None else f"{result.roofline_fraction:.1%}"
+
+
+def _peak(result: Result) -> str:
+    if result.memory is None or result.memory.peak is None:
+        return MISSING
+    return size(result.memory.peak) + times((result.ratio or Ratio()).memory)
+
+
+def _count(result: Result, value: int | None, ratio: float | None) -> str:
+    return MISSING if value is None or result.status is Status.UNAVAILABLE else count(value) + times(ratio)
 
 
 def three_digits(value: float) -> str:
-    """A number with about three significant digits and no exponent."""
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.0995 else 4
-    return f"{value:.{digits}f}"
+    """A number with three significant digits and no exponent."""
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:.{max(0, 2 - exponent)}f}"
+
+
+def rounded(value: float) -> float:
+    """A number at the precision of ``three_digits``, by which its unit is chosen."""
+    return float(f"{value:.2e}")
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def seconds(value: float, like: float | None = None) -> str:
     """A time in the unit that suits it, or that suits another."""
-    scale, unit = next((s for s in ((1.0, "s"), (1e-3, "ms")) if (like or value) >= s[0]), (1e-6, "us"))
+    shown = rounded(1e6 * (like or value)) / 1e6
+    scale, unit = next((s for s in ((1.0, "s"), (1e-3, "ms")) if shown >= s[0]), (1e-6, "us"))
     return f"{three_digits(value / scale)} {unit}"
 
 
@@ -82,7 +110,7 @@ def seconds_with_interval(interval: Interval) -> str:
 def size(value: float) -> str:
     """Bytes in binary units."""
     for unit in ("B", "KiB", "MiB"):
-        if abs(value) < 1024:
+        if float(three_digits(value)) < 1024:
             return f"{three_digits(value)} {unit}" if unit != "B" else f"{value:.0f} B"
         value /= 1024
     return f"{three_digits(value)} GiB"
@@ -90,10 +118,10 @@ def size(value: float) -> str:
 
 def count(value: float) -> str:
     """A count of things, in thousands, millions or billions where that is shorter."""
-    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if value >= scale:
-            return three_digits(value / min(scale, 1e3 if unit == " k" else scale)) + unit
-    return f"{value:.0f}"
+    if value < 10_000:
+        return f"{value:.0f}"
+    scale, unit = next(s for s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if rounded(value) >= s[0])
+    return f"{three_digits(value / scale)} {unit}"
 
 
 def times(ratio: float | None) -> str:
@@ -110,6 +138,8 @@ def faster_or_slower(ratio: float) -> str:
 
 def title(results: ResultSet) -> str:
     """The settings that all rows share."""
+    if not results.results:
+        return "no rows"
     case = results.results[0].case
     s = case.layer
     parts = [f"N={case.N} C={s.C} H={case.H} W={case.W} K={s.K} G={s.G}"]
@@ -127,7 +157,7 @@ def machine(results: ResultSet) -> str:
     environment = results.environment
     versions = environment.get("versions", {})
     cpu, gpu = environment.get("cpu", {}), environment.get("gpu")
-    parts = [f"{cpu.get('model')}, {cpu.get('usable')} cores, {cpu.get('capability')}"]
+    parts = [f"{cpu['model']}, {cpu['usable']} cores, {cpu['capability']}"] if cpu else []
     parts += [gpu["name"]] if gpu else []
     parts += [f"{name} {versions[name]}" for name in ("torch", "triton" if gpu else "numba") if versions.get(name)]
     if results.peaks:
@@ -152,7 +182,10 @@ def method(results: ResultSet) -> str:
 
 def notes(results: ResultSet) -> list[str]:
     """What the cells cannot hold: reasons of rows without a latency, warnings, chosen layouts."""
-    found = [f"{name_of(r)}: {r.status}: {r.reason}" for r in results.results if r.status is not Status.OK]
+    bad = [r for r in results.results if r.status is not Status.OK]
+    found = [f"{name_of(r)}: {r.status}: {printable(r.reason or 'no reason')}" for r in bad]
+    chosen = [f"{name_of(r)} {r.chosen_layout}" for r in results.results if r.chosen_layout]
+    found += [f"the faster layout: {', '.join(chosen)}"] if chosen else []
     rows_by_warning: dict[str, list[str]] = {}
     for result in results.results:
         for warning in result.warnings:
@@ -171,7 +204,7 @@ def conclusion(results: ResultSet) -> str:
     if best is None:
         return "No involution was timed, so there is nothing to conclude."
     K = best.case.layer.K
-    kinds = {"conv2d": f"nn.Conv2d {K}x{K}", "conv2d-3x3": "nn.Conv2d 3x3"}
+    kinds = {"conv2d": f"nn.Conv2d {K}x{K}", **({"conv2d-3x3": "nn.Conv2d 3x3"} if K != 3 else {})}
     compared = []
     for subject, kind in kinds.items():
         convolution = find(results.results, subject)
@@ -192,4 +225,7 @@ def than(ratio: Interval) -> str:
     """``2.40x faster than``, or that the interval does not tell which is faster."""
     if ratio.low <= 1 <= ratio.high:
         return f"not distinguishable in speed ({three_digits(ratio.low)} to {three_digits(ratio.high)}x the time) from"
-    return f"{faster_or_slower(ratio.median)} than"
+    rounds = "" if ratio.count >= FEW else f"(from {ratio.count} round{'s' * (ratio.count > 1)} only) "
+    if abs(ratio.median - 1) < SAME:
+        return f"{rounds}as fast as"
+    return f"{rounds}{faster_or_slower(ratio.median)} than"

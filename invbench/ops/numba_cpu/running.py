@@ -54,6 +54,7 @@ def _first_run(kernel: Kernel, arguments: tuple[object, ...]) -> Kernel:
     Numba keeps the cache in NUMBA_CACHE_DIR, beside the kernels' file or in the user's cache directory, and renews it
     when that file, Numba or the processor is another one.
     """
+    torch_threads = torch.get_num_threads()
     try:
         dispatcher = numba.njit(kernel, parallel=True, cache=True, **OPTIONS)
         with _only_process_in(dispatcher.stats.cache_path):
@@ -63,6 +64,9 @@ def _first_run(kernel: Kernel, arguments: tuple[object, ...]) -> Kernel:
         _warn_uncached(error)
         dispatcher = numba.njit(kernel, parallel=True, **OPTIONS)
         dispatcher(*arguments)
+    finally:
+        # Numba's OpenMP layer, when it starts, sets the number of threads of the OpenMP that it may share with torch.
+        torch.set_num_threads(torch_threads)
     return cast(Kernel, dispatcher)
 
 
