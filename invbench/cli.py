@@ -89,7 +89,7 @@ def op(
     cache: Annotated[str, _option("--cache", "Whether inputs may lie in cache.", *CACHES)] = "hot",
     budget: Annotated[
         float, _option("--budget", "Measuring time for the point, all its subjects.", metavar="SECONDS")
-    ] = 10.0,
+    ] = 7.0,
     precision: Annotated[
         float, _option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
     ] = 2.0,
@@ -114,7 +114,7 @@ def op(
         require_choice(option, value, tuple(choices))
     for option, number in (("--budget", budget), ("--precision", precision)):
         if not 0 < number < float("inf"):
-            raise InvbenchError(f"{option} must be above 0: got {number:g}; try 10")
+            raise InvbenchError(f"{option} must be above 0: got {number:g}; try 7")
     if not 0 <= seed < 2**62:
         raise InvbenchError(f"--seed must be a whole number from 0 to 2**62: got {seed}; try 0")
     layer = LayerSpec(C, K, _groups(C, G, group_channels), stride, dilation, reduction, padding_mode)

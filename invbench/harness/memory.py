@@ -26,6 +26,10 @@ TIMEOUT = 120.0
 # Blocks of this size are mapped when they are asked for and unmapped when they are freed, so that memory which an
 # earlier call has freed cannot serve a later one unseen.
 MMAP_THRESHOLD = 65536
+
+# What takes long to import, by backend; importing starts no threads, which a fork would lose.
+IMPORTS = {"numba": ("numba",), "compiled": ("torch._inductor.compile_fx",)}
+
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -39,11 +43,12 @@ class Job:
     layout: str
 
 
-def start_server() -> None:
-    """Start, in the background, the process whose children measure; it only imports torch, once for all of them."""
+def start_server(backends: tuple[str, ...] = ()) -> None:
+    """Start, in the background, the process whose children measure; it only imports what they need, once for all."""
     if not _has_high_water_mark():
         return
-    multiprocessing.set_forkserver_preload([__name__])
+    needed = [name for backend in backends for name in IMPORTS.get(backend, ())]
+    multiprocessing.set_forkserver_preload([__name__, *needed])
     settings = {"MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD), "MALLOC_TRIM_THRESHOLD_": "0"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -30,7 +30,7 @@ from invbench.results import Memory, Result, Status
 from invbench.spec import LAYOUTS, BackendUnavailableError, Case, InvbenchError
 from invbench.verdict import roofline_fraction, with_ratios
 
-LAYOUT_TRIALS = 5
+LAYOUT_TRIALS = 3
 NOISY = 0.05  # half-width of the interval, as a share of the median
 ROOM = 0.95  # share of the free memory that a point may plan with
 
@@ -86,7 +86,7 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
     _check_threads(case)
     _check_memory(case, device)
     if device.type == "cpu":
-        memory.start_server()
+        memory.start_server(settings.backends)
     machine.set_threads(case.threads)
     with _cudnn_autotune(device, settings.autotune):
         clock = clock_for(device, settings.cache)
@@ -172,11 +172,11 @@ def _first_call(
 ) -> tuple[Runnable, float, Agreement]:
     runnable = Runnable(arm.subject, case, settings.seed, layout)
     started = time.perf_counter()
-    runnable.call()
+    results = runnable.results()
     if case.device != "cpu":
         torch.accelerator.synchronize(case.device)
     first_call = time.perf_counter() - started
-    return runnable, first_call, check(runnable, references)
+    return runnable, first_call, check(runnable, references, results)
 
 
 def _fastest(runnables: list[Runnable], clock: Clock) -> int:
@@ -235,7 +235,7 @@ def _judge(result: Result, peaks: dict[str, float], environment: dict[str, Any])
             warnings.append(f"only {interval.count} round(s): the interval is their range; raise --budget")
         warnings += machine.advice(environment)
     if share is not None and share > 1:
-        why = "its data stays in cache (see --cache cold), or other programs disturbed the peaks"
+        why = "its data stays in cache (see --cache cold), or the matrix product was not the machine's fastest"
         warnings.append(f"faster than the peaks of this run allow: {why}")
     if result.memory is not None and result.memory.peak is None:
         warnings.append("peak memory is not known: it takes CUDA or Linux, and more than a small point needs")

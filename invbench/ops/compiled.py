@@ -68,14 +68,15 @@ def im2col_and_sum(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
 
 def tap_by_tap(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     """A sum of K*K shifted images, each times one tap of the weight."""
-    H_out, W_out = weight.shape[3:]
+    rows, columns = (spec.stride * (size - 1) + 1 for size in weight.shape[3:])
     accumulator = torch.promote_types(x.dtype, torch.float32)
-    padded = pad(x, spec).unflatten(1, (spec.G, spec.group_channels))
-    y = torch.zeros((), dtype=accumulator, device=x.device)
-    for tap, tap_weight in enumerate(weight.unbind(2)):
+    padded = pad(x, spec).to(accumulator).unflatten(1, (spec.G, spec.group_channels))
+    y: Tensor | None = None
+    for tap, tap_weight in enumerate(weight.to(accumulator).unsqueeze(3).unbind(2)):  # [N, G, 1, H_out, W_out]
         top, left = (spec.dilation * offset for offset in divmod(tap, spec.K))
-        window = padded[..., top :: spec.stride, left :: spec.stride][..., :H_out, :W_out]
-        y = y + window.to(accumulator) * tap_weight.to(accumulator).unsqueeze(2)
+        window = padded[..., top : top + rows : spec.stride, left : left + columns : spec.stride]
+        y = window * tap_weight if y is None else y + window * tap_weight
+    assert y is not None
     return y.flatten(1, 2).to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
 
