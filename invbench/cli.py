@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
-from invbench.harness import let_threads_sleep
+from invbench.harness import let_threads_sleep, server
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, format_for, output
 from invbench.report.listing import render_backends
@@ -128,12 +128,15 @@ def op(
     with progress(quiet) as tell:
         tell("importing torch")
         let_threads_sleep()
+        backends = tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS)
+        if device and device.startswith("cpu"):
+            server.start(backends)  # it imports torch, too: at the same time
         from invbench.harness import machine
         from invbench.harness.blocks import Budget
         from invbench.harness.point import Settings, measure_point
 
         settings = Settings(
-            backends=tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS),
+            backends=backends,
             asked_for=tuple(backend or ()),
             baseline=None if baseline == "none" else baseline,
             budget=Budget(seconds=budget, precision=precision / 100),
@@ -155,8 +158,8 @@ def op(
     return 130 if results.interrupted else exit_code(results.results, asked_for=backend or ())
 
 
-@app.command()
-def backends(
+@app.command("backends")
+def list_backends(
     format_name: Annotated[str, _option("--format", "Format of standard output.", "table", "json")] = "table",
 ) -> int:
     """Say what can run here, and why the rest cannot."""

@@ -25,7 +25,7 @@ from test_results import DOCUMENT, differences
 from torch import Tensor
 
 from invbench import __version__, cli
-from invbench.harness import blocks, machine, memory, point
+from invbench.harness import blocks, machine, memory, point, server
 from invbench.ops import BACKENDS, naive, unfold
 from invbench.report import FORMATS, SUFFIXES
 from invbench.results import Memory, ResultSet
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(
         machine, "measure_peaks", lambda case, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
     )
-    monkeypatch.setattr(memory, "start_server", lambda: None)
+    monkeypatch.setattr(server, "start", lambda backends=(): None)
     monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: Memory(7, "fake") for job in jobs})
     return fake
 

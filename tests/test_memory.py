@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from invbench.harness import memory
+from invbench.harness import server
 from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
 from invbench.harness.subjects import INVOLUTION, Subject
 from invbench.results import Memory
@@ -82,15 +82,15 @@ def test_no_jobs() -> None:
 
 
 def test_unknown_where_there_is_no_high_water_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin"))
-    memory.start_server()
+    monkeypatch.setattr(server, "sys", SimpleNamespace(platform="darwin"))
+    server.start()
     assert cpu_peaks([job(NAIVE, SMALL), job(UNFOLD, SMALL)], workers=1) == {NAIVE: UNKNOWN, UNFOLD: UNKNOWN}
     assert (UNKNOWN.peak, UNKNOWN.method) == (None, None)
 
 
 @on_linux
 def test_unknown_where_the_mark_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(server.os, "access", lambda path, mode: False)
     assert cpu_peaks([job(NAIVE, SMALL)], workers=1) == {NAIVE: UNKNOWN}
 
 
@@ -99,7 +99,7 @@ def test_start_server_leaves_the_environment_as_it_was(monkeypatch: pytest.Monke
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "123")
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     before = dict(os.environ)
-    memory.start_server()
+    server.start()
     assert dict(os.environ) == before
 
 

@@ -15,7 +15,7 @@ import torch
 from test_results import ROW, differences, document
 from torch import Tensor
 
-from invbench.harness import blocks, machine, memory, point
+from invbench.harness import blocks, machine, memory, point, server
 from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, Settings, measure_point
 from invbench.harness.subjects import CONVOLUTIONS
@@ -140,7 +140,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(point, "clock_for", lambda device, cache: fake)
     monkeypatch.setattr(point, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda case, device: dict(PEAKS))
-    monkeypatch.setattr(memory, "start_server", lambda: None)
+    monkeypatch.setattr(server, "start", lambda backends: None)
     monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: Memory(7, "fake") for job in jobs})
     return fake
 
@@ -334,7 +334,7 @@ def test_ctrl_c_before_anything_was_timed_is_passed_on(clock: FakeClock, monkeyp
     ids=["many images", "large images", "threads", "no such GPU", "no such device", "device clock", "3x3 does not fit"],
 )
 def test_refusals(case: Case, settings: Settings, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((torch, "randn"), (torch, "empty"), (torch, "set_num_threads"), (memory, "start_server")):
+    for module, name in ((torch, "randn"), (torch, "empty"), (torch, "set_num_threads"), (server, "start")):
         monkeypatch.setattr(module, name, pytest.fail)
     with pytest.raises(InvbenchError, match=words) as refusal:
         measure_point(case, settings)

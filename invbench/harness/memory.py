@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
 
+from invbench.harness import server
 from invbench.harness.machine import set_threads
 from invbench.harness.subjects import Runnable, Subject
 from invbench.results import Memory
@@ -23,14 +21,7 @@ from invbench.spec import Case
 UNKNOWN = Memory(peak=None, method=None)
 TIMEOUT = 120.0
 
-# Blocks of this size are mapped when they are asked for and unmapped when they are freed, so that memory which an
-# earlier call has freed cannot serve a later one unseen.
-MMAP_THRESHOLD = 65536
-
-# What takes long to import, by backend; importing starts no threads, which a fork would lose.
-IMPORTS = {"numba": ("numba",), "compiled": ("torch._inductor.compile_fx",)}
-
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +34,12 @@ class Job:
     layout: str
 
 
-def start_server(backends: tuple[str, ...] = ()) -> None:
-    """Start, in the background, the process whose children measure; it only imports what they need, once for all."""
-    if not _has_high_water_mark():
-        return
-    needed = [name for backend in backends for name in IMPORTS.get(backend, ())]
-    multiprocessing.set_forkserver_preload([__name__, *needed])
-    settings = {"MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD), "MALLOC_TRIM_THRESHOLD_": "0"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def cpu_peaks(jobs: Iterable[Job], workers: int) -> dict[Subject, Memory]:
     """The peaks of all jobs, each in a fresh process, some at a time; ``UNKNOWN`` where one fails or cannot be had."""
     jobs = list(jobs)
-    if not _has_high_water_mark() or not jobs:
+    if not server.has_high_water_mark() or not jobs:
         return {job.subject: UNKNOWN for job in jobs}
-    start_server()
+    server.start()
     # A child of the fork server has run nothing before: neither torch's nor Numba's threads exist there yet.
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(
@@ -108,16 +80,12 @@ def _peak_of(job: Job) -> Memory:
     set_threads(job.case.threads)
     runnable = Runnable(job.subject, job.case, job.seed, job.layout)
     runnable.call()
-    _CLEAR_REFS.write_text("5")  # the high-water mark starts again from what is resident now
+    server.CLEAR_REFS.write_text("5")  # the high-water mark starts again from what is resident now
     resident = _status_bytes("VmHWM")
     outputs = runnable.call()
     peak = _status_bytes("VmHWM") - resident
     # The kernel counts pages in batches, so that a few hundred KiB can be missing: more than a small point needs.
     return Memory(peak, "vmhwm") if peak >= sum(output.nbytes for output in outputs) else Memory(None, "vmhwm")
-
-
-def _has_high_water_mark() -> bool:
-    return sys.platform == "linux" and os.access(_CLEAR_REFS, os.W_OK)
 
 
 def _status_bytes(name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from invbench.cost import cost_of, held_bytes, reference_bytes
-from invbench.harness import machine, memory
+from invbench.harness import machine, memory, server
 from invbench.harness.blocks import MIN_ROUNDS, Budget, measure
 from invbench.harness.clock import Clock, clock_for
 from invbench.harness.subjects import (
@@ -86,7 +86,7 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
     _check_threads(case)
     _check_memory(case, device)
     if device.type == "cpu":
-        memory.start_server(settings.backends)
+        server.start(settings.backends)
     machine.set_threads(case.threads)
     with _cudnn_autotune(device, settings.autotune):
         clock = clock_for(device, settings.cache)

@@ -1,0 +1,44 @@
+"""The README says what is true: its table is a committed result, its commands and options exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from invbench.ops import BACKENDS
+from invbench.report import FORMATS
+from invbench.results import ResultSet
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "profiles" / "results").rglob("*.json"))
+
+
+def test_table_is_rendered_from_a_committed_result() -> None:
+    shown = re.findall(r"<!-- result: (\S+) -->\n(.*?)\n<!-- end of result -->", README, re.DOTALL)
+    assert shown
+    for path, text in shown:
+        stored = ResultSet.from_json((ROOT / path).read_text(encoding="utf-8"))
+        assert text.strip() == FORMATS["markdown"](stored).strip(), f"render {path} into README.md again"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", FORMATS)
+def test_committed_results_render(path: Path, name: str) -> None:
+    stored = ResultSet.from_json(path.read_text(encoding="utf-8"))
+    assert FORMATS[name](stored)
+    assert stored.command.startswith("invbench ")
+    commit = stored.environment["commit"]
+    assert commit
+    assert not commit.endswith("-dirty"), "measure at a commit that others can check out"
+
+
+@pytest.mark.parametrize("marker", ["main job", "tests"])
+def test_commands_that_ci_runs_are_there(marker: str) -> None:
+    assert re.search(rf"^<!-- {marker} -->\n```sh\n.+\n```$", README, re.MULTILINE)
+
+
+def test_every_backend_is_listed() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(BACKENDS)
