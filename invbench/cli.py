@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
-from invbench.harness import let_threads_sleep, server
+from invbench.harness import keep_quiet, server
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, format_for, output
 from invbench.report.listing import render_backends
@@ -89,7 +90,7 @@ def op(
     cache: Annotated[str, _option("--cache", "Whether inputs may lie in cache.", *CACHES)] = "hot",
     budget: Annotated[
         float, _option("--budget", "Measuring time for the point, all its subjects.", metavar="SECONDS")
-    ] = 7.0,
+    ] = 6.0,
     precision: Annotated[
         float, _option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
     ] = 2.0,
@@ -114,7 +115,7 @@ def op(
         require_choice(option, value, tuple(choices))
     for option, number in (("--budget", budget), ("--precision", precision)):
         if not 0 < number < float("inf"):
-            raise InvbenchError(f"{option} must be above 0: got {number:g}; try 7")
+            raise InvbenchError(f"{option} must be above 0: got {number:g}; try 6")
     if not 0 <= seed < 2**62:
         raise InvbenchError(f"--seed must be a whole number from 0 to 2**62: got {seed}; try 0")
     layer = LayerSpec(C, K, _groups(C, G, group_channels), stride, dilation, reduction, padding_mode)
@@ -127,7 +128,7 @@ def op(
         output.check_writable(file)
     with progress(quiet) as tell:
         tell("importing torch")
-        let_threads_sleep()
+        keep_quiet()
         backends = tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS)
         if device and device.startswith("cpu"):
             server.start(backends)  # it imports torch, too: at the same time
@@ -172,7 +173,9 @@ def list_backends(
 
 def main() -> NoReturn:
     """Run the program; every failure is one line on standard error and an exit code."""
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    gc.freeze()  # spares the seconds in which the interpreter would look for garbage among all of torch before it ends
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 
-# OpenMP's threads spin for milliseconds after a parallel region, on the cores where the next runtime's threads (torch's
-# and Numba's are two) want to work. These settings let them sleep; OpenMP reads them when torch is first imported.
-SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+QUIET = {
+    # OpenMP's threads spin for milliseconds after a parallel region, on the cores where the next runtime's threads
+    # (torch's and Numba's are two) want to work; these let them sleep.
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+    # torch.compile's pool of processes would start up on the cores where others are being prepared.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
 
 
-def let_threads_sleep() -> None:
-    """Ask the OpenMP runtimes of this process and its children to sleep rather than spin, where the user has not said
-    otherwise. For programs only, before torch is imported; the fingerprint records it."""
-    for name, value in SLEEPING_THREADS.items():
+def keep_quiet() -> None:
+    """Ask the runtimes of this process and its children to leave the cores alone when they have nothing to do, where
+    the user has not said otherwise. For programs only, before torch is imported; the fingerprint records it."""
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -37,7 +37,7 @@ class Budget:
     at which a subject is known well enough. warm_up: the longest warm-up of one subject, seconds.
     """
 
-    seconds: float = 7.0
+    seconds: float = 6.0
     precision: float = 0.02
     warm_up: float = 0.5
 

@@ -17,11 +17,12 @@ from typing import Any
 import psutil  # noqa: TID251 -- this is the harness
 import torch
 
+from invbench.harness import QUIET
 from invbench.harness.clock import clock_for
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = (*QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 COPY_BYTES = 128 * 2**20
 PEAK_SECONDS = 0.15
 MATMUL_LEAST, MATMUL_MOST = 1024, 8192  # sides of the square matrices
