@@ -149,7 +149,7 @@ def op(
         except KeyboardInterrupt:
             return _fail("interrupted before anything was measured", 130)
     results = ResultSet(
-        results=measured.results, command=_command(), created=datetime.now(UTC).isoformat(timespec="seconds"),
+        results=measured.results, command=_command(file), created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__, environment=measured.environment, settings=asdict(settings), peaks=measured.peaks,
         baseline=settings.baseline, interrupted=measured.interrupted,
     )  # fmt: skip
@@ -226,5 +226,7 @@ def _groups(C: int, G: int | None, group_channels: int | None) -> int:
     return C // group_channels
 
 
-def _command() -> str:
-    return shlex.join(["invbench", *sys.argv[1:]])
+def _command(file: Path | None) -> str:
+    """The command as given, but for the folder of its output, which is nobody else's business."""
+    arguments = [argument.replace(str(file), file.name) if file else argument for argument in sys.argv[1:]]
+    return shlex.join(["invbench", *arguments])

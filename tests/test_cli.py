@@ -568,3 +568,12 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     program = f"{sys.executable} -m invbench op --help | true"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_the_recorded_command_names_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    monkeypatch.setattr("sys.argv", ["invbench", "op", "--K", "3", "--output", str(file)])
+    assert cli._command(file) == "invbench op --K 3 --output result.json"
+    monkeypatch.setattr("sys.argv", ["invbench", "op", f"--output={file}"])
+    assert cli._command(file) == "invbench op --output=result.json"
+    assert cli._command(None).endswith(str(file))

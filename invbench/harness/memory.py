@@ -21,6 +21,10 @@ from invbench.spec import Case
 UNKNOWN = Memory(peak=None, method=None)
 TIMEOUT = 120.0
 
+# The kernel counts the pages of each thread in batches, so that a peak can be off by some hundred KiB: below this it
+# would be mostly error.
+RESOLUTION = 2**20
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -84,8 +88,8 @@ def _peak_of(job: Job) -> Memory:
     resident = _status_bytes("VmHWM")
     outputs = runnable.call()
     peak = _status_bytes("VmHWM") - resident
-    # The kernel counts pages in batches, so that a few hundred KiB can be missing: more than a small point needs.
-    return Memory(peak, "vmhwm") if peak >= sum(output.nbytes for output in outputs) else Memory(None, "vmhwm")
+    certain = peak >= max(RESOLUTION, sum(output.nbytes for output in outputs))
+    return Memory(peak if certain else None, "vmhwm")
 
 
 def _status_bytes(name: str) -> int:
