@@ -48,6 +48,7 @@ class Build:
         return "-".join(map(str, (*vars(self).values(),)))
 
 
+OLD_TRITON = hasattr(triton.backends.compiler, "AttrsDescriptor")  # until 3.2
 BUILDS = [
     *(
         Build(kernel, dtype, layout, K)
@@ -66,6 +67,7 @@ BUILDS = [
             ("float64", 90, True),
             ("float32", 90, False),
         )
+        if target != 100 or not OLD_TRITON  # its assembler does not know sm_100
     ),
 ]
 
@@ -122,7 +124,7 @@ def compile_launch(launch: triton_gpu.Launch, target: int) -> Any:
             aligned = value % 16 == 0 and name not in triton_gpu.SIZES
         if aligned:
             attributes[(names.index(name),)] = [["tt.divisibility", 16]]
-    if hasattr(triton.backends.compiler, "AttrsDescriptor"):  # until Triton 3.2
+    if OLD_TRITON:
         signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
         properties = {"tt.divisibility": [index for (index,) in attributes]}
         attributes = triton.backends.compiler.AttrsDescriptor.from_dict(

@@ -108,7 +108,7 @@ def measure(
 
 def _block_seconds(budget: Budget, subjects: int) -> float:
     shortest, longest = BLOCK_SECONDS
-    return min(longest, max(shortest, budget.seconds / (4 * MIN_ROUNDS * max(1, subjects))))
+    return min(longest, max(shortest, budget.seconds / (2.5 * MIN_ROUNDS * max(1, subjects))))
 
 
 def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Callable[[], float]) -> _Track:

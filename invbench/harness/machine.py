@@ -23,6 +23,7 @@ from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
 THREAD_VARIABLES = (*QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+PACKAGES = ("invbench", "triton", "numba", "numpy")
 COPY_BYTES = 128 * 2**20
 PEAK_SECONDS = 0.15
 MATMUL_LEAST, MATMUL_MOST = 1024, 8192  # sides of the square matrices
@@ -43,7 +44,9 @@ def usable_cores() -> int:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that a new tensor could take on the device, in bytes; None where the device cannot tell."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What the caching allocator keeps for reuse is free, too, though the driver counts it as used.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type != "cpu":
         return None
     free = int(psutil.virtual_memory().available)
@@ -118,7 +121,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": {name: _version(name) for name in ("invbench", "torch", "triton", "numba", "numpy")},
+        "versions": {"torch": torch.__version__, **{name: _version(name) for name in PACKAGES}},
         "commit": _commit(),
         "cpu": {
             "model": _cpu_model(),
@@ -136,17 +139,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
             "torch": torch.get_num_threads(),
             "numba": numba_threads,
             "numba_layer": _numba_layer(),
-            "variables": {
-                name: os.environ[name]
-                for name in (
-                    "OMP_NUM_THREADS",
-                    "OMP_WAIT_POLICY",
-                    "GOMP_SPINCOUNT",
-                    "KMP_BLOCKTIME",
-                    "NUMBA_NUM_THREADS",
-                )
-                if name in os.environ
-            },
+            "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         },
         "torch": {
             "flush_denormal": _flushes_subnormals(),
