@@ -113,9 +113,9 @@ def op(
         *(("--backend", name, BACKENDS) for name in backend or ()),
     ):  # fmt: skip
         require_choice(option, value, tuple(choices))
-    for option, number in (("--budget", budget), ("--precision", precision)):
+    for option, number, usual in (("--budget", budget, 6), ("--precision", precision, 2)):
         if not 0 < number < float("inf"):
-            raise InvbenchError(f"{option} must be above 0: got {number:g}; try 6")
+            raise InvbenchError(f"{option} must be above 0: got {number:g}; try {usual}")
     if not 0 <= seed < 2**62:
         raise InvbenchError(f"--seed must be a whole number from 0 to 2**62: got {seed}; try 0")
     layer = LayerSpec(C, K, _groups(C, G, group_channels), stride, dilation, reduction, padding_mode)
@@ -153,9 +153,11 @@ def op(
         tool_version=__version__, environment=measured.environment, settings=asdict(settings), peaks=measured.peaks,
         baseline=settings.baseline, interrupted=measured.interrupted,
     )  # fmt: skip
-    output.show(FORMATS[format_name or "table"](results))
-    if file is not None and file_format is not None:
-        output.write(file, FORMATS[file_format](results))
+    try:  # whichever of the two cannot be written, the other is
+        if file is not None and file_format is not None:
+            output.write(file, FORMATS[file_format](results))
+    finally:
+        output.show(FORMATS[format_name or "table"](results))
     return 130 if results.interrupted else exit_code(results.results, asked_for=backend or ())
 
 
@@ -196,14 +198,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"invbench: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 -- errors are for people
+    if sys.stderr is not None:
+        print(f"invbench: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 -- errors are for people
     return code
 
 
 def _value_given(arguments: list[str], parameter: Any) -> str:
     """What an option was given, which the parser's message leaves out."""
     options = parameter.opts if parameter else ()
-    for index, argument in enumerate(arguments):
+    for index, argument in reversed(list(enumerate(arguments))):  # the last one counts
         name, equals, value = argument.partition("=")
         if name in options:
             return f": got {value if equals else (arguments[index + 1 :] or [''])[0]!r}"

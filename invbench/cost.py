@@ -101,7 +101,10 @@ def held_bytes(subject: str, backend: str, case: Case) -> int:
     e = ELEMENT_BYTES[case.dtype]
     s = case.layer
     passes = 1 if case.mode is Mode.FORWARD else 2
-    images = case.N * s.C * case.H * case.W + case.positions * s.C
+    # Involution by these backends, and padding modes other than zeros, read an image extended by its border.
+    extended = (subject == "involution" and backend in ("naive", "unfold", "compiled")) or s.padding_mode != "zeros"
+    border = 2 * s.padding if extended else 0
+    images = case.N * s.C * (case.H + border) * (case.W + border) + case.positions * s.C
     elements = images + WORK[subject, case.scope](s).params
     if subject == "involution":
         elements += case.positions * s.taps * s.G
@@ -115,4 +118,5 @@ def reference_bytes(case: Case) -> int:
     s = case.layer
     passes = 1 if case.mode is Mode.FORWARD else 2
     weights = case.positions * s.taps * s.G
-    return passes * 8 * (3 * case.N * s.C * case.H * case.W + 2 * case.positions * s.C + weights)
+    extended = case.N * s.C * (case.H + 2 * s.padding) * (case.W + 2 * s.padding)
+    return passes * 8 * (2 * case.N * s.C * case.H * case.W + extended + 2 * case.positions * s.C + weights)

@@ -166,7 +166,9 @@ def sorted_case(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_positive(name: str, value: object) -> None:
-    """Refuse anything but a whole number of at least 1."""
+    """Refuse anything but a whole number of at least 1, or one that no kernel could count with."""
+    if isinstance(value, int) and value >= 2**31:
+        raise InvbenchError(f"{name} must be below 2**31: got {name}={value}; try {name}=1")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvbenchError(f"{name} must be a whole number of at least 1: got {name}={value!r}; try {name}=1")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._dynamo  # it learns torch's functions while it is imported: before the fixture below replaces some
 
 # Triton reads this once, while it is imported.
 if not torch.cuda.is_available():

@@ -579,3 +579,24 @@ def test_the_recorded_command_names_no_folder(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("sys.argv", ["invbench", "op", f"--output={file}"])
     assert cli._command(file) == "invbench op --output=result.json"
     assert cli._command(None).endswith(str(file))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["backends"], [*TINY, "--backend", "naive", "--budget", "0.1", "--quiet"]], ids=len
+)
+def test_a_full_standard_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    if "op" in arguments:
+        arguments = [*arguments, "--output", str(file)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "invbench", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "standard output cannot be written" in done.stderr
+    assert "op" not in arguments or file.exists()
+
+
+def test_one_position_cannot_be_normalised(capsys: Any) -> None:
+    assert run("op", "--N=1", "--C=16", "--H=1", "--W=1", "--K=3", "--mode=train", "--device=cpu", "--threads=1") == 2
+    assert "use a larger --N" in capsys.readouterr().err

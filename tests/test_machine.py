@@ -265,6 +265,7 @@ def test_complete(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     monkeypatch.setattr(machine, "usable_cores", lambda: 3)
+    monkeypatch.setattr(machine, "_numba", lambda: None)  # which may have been started with fewer threads
     case = machine.complete(CASE, asked, threads)
     assert (case.device, case.threads) == expected
 

@@ -116,22 +116,23 @@ def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Calla
     started = now()
     previous = math.inf
     while True:
-        seconds = _window(sampler, now)
+        seconds, wall = _window(sampler, now)
         agree = math.isfinite(previous) and abs(seconds - previous) <= WARM_UP_AGREEMENT * previous
         if agree or now() - started > budget.warm_up:
             break
         previous = seconds
     seconds = max(seconds, 1e-9)
     calls = max(1, math.ceil(SHORTEST_SAMPLE / seconds))
-    return _Track(sampler, calls, samples=max(1, round(block_seconds / (calls * seconds))))
+    return _Track(sampler, calls, samples=max(1, round(block_seconds / (calls * max(wall, seconds)))))
 
 
-def _window(sampler: Sampler, now: Callable[[], float]) -> float:
+def _window(sampler: Sampler, now: Callable[[], float]) -> tuple[float, float]:
+    """The median of the timed seconds of one call, and what one call takes with all that its clock does not see."""
     started = now()
     values = [sampler(1)]
     while now() - started < WARM_UP_WINDOW:
         values.append(sampler(1))
-    return statistics.median(values)
+    return statistics.median(values), (now() - started) / len(values)
 
 
 def _round(tracks: dict[str, _Track], failures: dict[str, Exception], order: random.Random) -> None:

@@ -41,6 +41,11 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota))) if quota else cores
 
 
+def load() -> float:
+    """Processes that wanted a core, on average over the last minute."""
+    return round(psutil.getloadavg()[0], 2)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that a new tensor could take on the device, in bytes; None where the device cannot tell."""
     if device.type == "cuda":
@@ -99,7 +104,9 @@ def complete(case: Case, device: str | None, threads: int | None) -> Case:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cpu:"):
         name = "cpu"  # there is one, and rows of one point have one name for it
-    return replace(case, device=name, threads=threads or usable_cores())
+    numba = _numba()
+    most = numba.config.NUMBA_NUM_THREADS if numba is not None else usable_cores()
+    return replace(case, device=name, threads=threads or min(usable_cores(), most))
 
 
 def backends_here() -> list[dict[str, Any]]:
@@ -132,7 +139,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "quota": _cgroup_cpus(),
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-            "load": round(psutil.getloadavg()[0], 2),
+            "load": load(),
             "memory": psutil.virtual_memory().total,
         },
         "threads": {

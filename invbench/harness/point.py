@@ -88,6 +88,7 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
     if device.type == "cpu":
         server.start(settings.backends)
     machine.set_threads(case.threads)
+    load = machine.load()  # before our own work counts
     with _cudnn_autotune(device, settings.autotune):
         clock = clock_for(device, settings.cache)
         arms = [_Arm(subject, _blank_row(subject, case)) for subject in subjects(settings.backends)]
@@ -99,6 +100,7 @@ def measure_point(case: Case, settings: Settings, tell: Callable[[str], None] = 
         tell("measuring the machine's peaks")
         peaks = machine.measure_peaks(case, device)
         environment = machine.fingerprint(device)
+        environment["cpu"]["load"] = load
         interrupted = _measure(arms, settings, clock, tell)
         # Whatever Ctrl-C cuts off from here on, the latencies are kept.
         try:
@@ -238,7 +240,7 @@ def _judge(result: Result, peaks: dict[str, float], environment: dict[str, Any])
         why = "its data stays in cache (see --cache cold), or the matrix product was not the machine's fastest"
         warnings.append(f"faster than the peaks of this run allow: {why}")
     if result.memory is not None and result.memory.peak is None:
-        warnings.append("peak memory is not known: it takes CUDA or Linux, and more than a small point needs")
+        warnings.append("peak memory is not known: this system does not tell it, or the point is too small")
     return replace(result, roofline_fraction=share, warnings=tuple(warnings))
 
 

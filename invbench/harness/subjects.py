@@ -257,7 +257,12 @@ def _randomise_statistics(module: nn.Module) -> None:
 
 
 def require_fitting(case: Case) -> None:
-    """Refuse what the convolutions of this point would refuse: their padding, and a 3x3 window's where K is 1."""
+    """Refuse what a row of this point would refuse: one position to normalise, a 3x3 window's padding where K is 1."""
+    if case.scope is Scope.LAYER and case.mode is not Mode.FORWARD and case.positions == 1:
+        raise InvbenchError(
+            f"mode {case.mode} of the layer needs more than one position for its batch norm: got N*H_out*W_out=1; "
+            "use a larger --N, --H or --W, or --scope aggregate"
+        )
     if case.layer.K < 3:
         replace(case.layer, K=3).check_size(case.H, case.W)
 

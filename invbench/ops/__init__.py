@@ -70,10 +70,11 @@ class Backend:
 @cache
 def _unavailable(backend: Backend, device: str) -> str | None:
     try:
-        return backend.load().unavailable(device)
+        implementation = backend.load()
     except Exception as error:  # noqa: BLE001 -- a broken optional library can raise anything, and costs only itself
         first_line = next(iter(str(error).splitlines()), "")
         return f"its library cannot be imported ({type(error).__name__}: {first_line}); reinstall invbench"
+    return implementation.unavailable(device)
 
 
 # Fastest first: "auto" takes the first that does not refuse.

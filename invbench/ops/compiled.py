@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -35,9 +36,9 @@ def unavailable(device: str) -> str | None:
     """Why torch.compile cannot make code for this type of device here: it needs a C++ compiler, or Triton."""
     if device != "cpu":
         return None
-    compiler = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")
-    if not (shutil.which(compiler) or (sys.platform == "darwin" and shutil.which("clang++"))):
-        return f"torch.compile needs a C++ compiler: {compiler} was not found; install it, or set CXX to one"
+    compiler = shlex.split(os.environ.get("CXX", ""))[:1] or ["cl" if sys.platform == "win32" else "g++"]
+    if not (shutil.which(compiler[0]) or (sys.platform == "darwin" and shutil.which("clang++"))):
+        return f"torch.compile needs a C++ compiler: {compiler[0]} was not found; install it, or set CXX to one"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "torch.compile needs Python's headers: Python.h was not found; install python3-dev"
     return None

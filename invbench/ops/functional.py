@@ -54,7 +54,6 @@ def choose_backend(x: Tensor, backend: str = "auto") -> str:
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
     """The backend to use and "", or "" and the reason why there is none; loads it."""
     if backend != "auto":
@@ -73,6 +72,11 @@ def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
             return candidate.name, ""
         reason = f"backend {candidate.name!r} cannot run: {refusal}"
     return "", reason
+
+
+# What torch.compiler.assume_constant_result does, without importing torch.compile's machinery, which takes seconds and
+# fails where its cache cannot be written.
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _autocast(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invbench.ops import BACKENDS
 from invbench.ops.functional import involution2d
 from invbench.spec import InvbenchError, LayerSpec, require_choice, require_positive
 
@@ -57,6 +58,7 @@ class Involution2d(nn.Module):
         require_positive("channels", channels)
         require_positive("group_channels", group_channels)
         require_choice("generator", generator, GENERATORS)
+        require_choice("backend", backend, ("auto", *BACKENDS))
         G = max(1, channels // group_channels) if groups is None else groups
         self.spec = LayerSpec(channels, kernel_size, G, stride, dilation, reduction, padding_mode)
         self.backend = backend

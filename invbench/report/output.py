@@ -60,8 +60,13 @@ def show(text: str) -> None:
     """Print to standard output; a reader that closed the pipe early is not an error."""
     try:
         print(text, flush=True)  # noqa: T201 -- this is its job
-    except BrokenPipeError:
+    except OSError as error:
+        # What is still in Python's buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise InvbenchError(
+                f"standard output cannot be written ({error.strerror}); use --output FILE, or free some space"
+            ) from error
 
 
 def _is_replaceable(path: Path) -> bool:

@@ -13,7 +13,7 @@ from rich.console import Console
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """A function that shows one line at a time."""
-    if quiet:
+    if quiet or sys.stderr is None:  # closed by the caller
         yield lambda _line: None
     elif sys.stderr.isatty():
         console = Console(stderr=True, no_color="NO_COLOR" in os.environ, highlight=False)

@@ -27,6 +27,7 @@ LANES; no fusion with the convolution that generates the weight.
 
 from __future__ import annotations
 
+import numba
 import torch
 from torch import Tensor
 
@@ -42,6 +43,8 @@ LEAST_CHANNELS = 16
 
 def unavailable(device: str) -> str | None:
     """Numba's CPU target is the only one here."""
+    if numba.config.DISABLE_JIT:
+        return "Numba is told not to compile: got NUMBA_DISABLE_JIT=1; unset it"
     return None if device == "cpu" else f"it runs on cpu: got {device}; use backend triton"
 
 
