@@ -588,7 +588,7 @@ def test_a_full_standard_output_is_one_line(arguments: list[str], tmp_path: Path
     file = tmp_path / "kept.json"
     if "op" in arguments:
         arguments = [*arguments, "--output", str(file)]
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "invbench", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
         )
