@@ -45,6 +45,19 @@ class Kernels(Protocol):
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
 
 
+def empty_y(x: Tensor, weight: Tensor) -> Tensor:
+    """An uninitialised y [N, C, H_out, W_out] in x's memory format, for weight [N, G, K*K, H_out, W_out]."""
+    size = (*x.shape[:2], *weight.shape[3:])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+
+def empty_grad_x(grad_y: Tensor, size: tuple[int, int], channels_last: bool) -> Tensor:
+    """An uninitialised [N, C, H, W] tensor with (H, W) = size, contiguous or channels_last."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (*grad_y.shape[:2], *size)
+    return torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=memory_format)
+
+
 def empty_weight(grad_y: Tensor, G: int, taps: int, taps_last: bool) -> Tensor:
     """An uninitialised [N, G, K*K, H_out, W_out] tensor: contiguous, or a view of [N, H_out, W_out, G, K*K], which
     is what a channels_last 1x1 convolution writes."""
@@ -87,8 +100,7 @@ class Aggregate:
 
         @forward.register_fake
         def _(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
-            size = (x.shape[0], x.shape[1], *weight.shape[3:])
-            return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+            return empty_y(x, weight)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             x, weight, *ctx.geometry = inputs
@@ -122,9 +134,7 @@ class Aggregate:
             grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
             H: int, W: int, channels_last: bool,
         ) -> Tensor:  # fmt: skip
-            memory_format = torch.channels_last if channels_last else torch.contiguous_format
-            size = (*grad_y.shape[:2], H, W)
-            return torch.empty(size, dtype=grad_y.dtype, device=grad_y.device, memory_format=memory_format)
+            return empty_grad_x(grad_y, (H, W), channels_last)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             grad_y, weight, *ctx.geometry = inputs[:6]

@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Aggregate, Window, empty_weight
+from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y
 from invbench.spec import InvbenchError
 
 INT32_MAX = 2**31 - 1
@@ -425,8 +425,7 @@ class TritonKernels:
 
     def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
-        size = (*x.shape[:2], *weight.shape[3:])
-        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+        y = empty_y(x, weight)
         if y.numel():
             forward_launch(x, weight, y, window).run(x.device)
         return y
@@ -435,9 +434,7 @@ class TritonKernels:
         self, grad_y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], channels_last: bool
     ) -> Tensor:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        shape = (*grad_y.shape[:2], *size)
-        grad_x = torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=memory_format)
+        grad_x = empty_grad_x(grad_y, size, channels_last)
         if grad_x.numel():
             grad_x_launch(grad_y, weight, grad_x, window).run(grad_y.device)
         return grad_x

@@ -28,12 +28,10 @@ LANES; no fusion with the convolution that generates the weight.
 from __future__ import annotations
 
 import numba
-import torch
 from torch import Tensor
 
 from invbench.ops import library
-from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Window, empty_weight
+from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
 from invbench.ops.numba_cpu.kernels import Steps, aggregate_by_channels, aggregate_by_columns, weight_by_columns
 from invbench.ops.numba_cpu.running import launch
 
@@ -53,8 +51,7 @@ class NumbaKernels:
 
     def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
-        size = (*x.shape[:2], *weight.shape[3:])
-        y = torch.empty(size, dtype=x.dtype, memory_format=memory_format_of(x))
+        y = empty_y(x, weight)
         _aggregate(x, weight, y, _geometry(x, weight, window), transposed=False)
         return y
 
@@ -62,8 +59,7 @@ class NumbaKernels:
         self, grad_y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], channels_last: bool
     ) -> Tensor:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        grad_x = torch.empty((*grad_y.shape[:2], *size), dtype=grad_y.dtype, memory_format=memory_format)
+        grad_x = empty_grad_x(grad_y, size, channels_last)
         _aggregate(grad_y, weight, grad_x, _geometry(grad_x, weight, window), transposed=True)
         return grad_x
 
