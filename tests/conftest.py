@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch._dynamo  # it learns torch's functions while it is imported: before the fixture below replaces some
 
-# Triton reads this once, while it is imported.
+# Triton reads this once, while it is imported; torch._dynamo imports it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# It learns torch's functions while it is imported: before the fixture below replaces some.
+import torch._dynamo
 
 # Thousands of tiny operations: on shared cores, starting two threads for each costs more than they save.
 torch.set_num_threads(1)

@@ -31,7 +31,10 @@ class Window:
 
 
 class Kernels(Protocol):
-    """What a kernel module implements. Tensors may have any strides; results are new and dense."""
+    """What a kernel module implements. Tensors may have any strides; results are new and dense.
+
+    A weight in 16 bits can come with an image in float32; then y and both gradients are in float32.
+    """
 
     def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
@@ -86,11 +89,12 @@ class Aggregate:
 
     def __call__(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
         """y [N, C, H_out, W_out], differentiable in both modes."""
-        # Only zeros can be left out of the arithmetic; the other modes read an extended image (one copy of x).
-        padding = spec.padding
-        if spec.padding_mode != "zeros":
-            x, padding = pad(x, spec), 0
-        return _bilinear(self.forward, x, weight, spec.K, spec.stride, spec.dilation, padding)
+        if spec.padding_mode == "zeros":
+            return _bilinear(self.forward, x, weight, spec.K, spec.stride, spec.dilation, spec.padding)
+        # Only zeros can be left out of the arithmetic; the other modes read an extended image (one copy of x), in
+        # float32 at least: its gradient is folded back onto x, and 16 bits would round it before that.
+        extended = pad(x.to(torch.promote_types(x.dtype, torch.float32)), spec)
+        return _bilinear(self.forward, extended, weight, spec.K, spec.stride, spec.dilation, 0).to(x.dtype)
 
     def _register_forward(self, kernels: Kernels) -> None:
         @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())

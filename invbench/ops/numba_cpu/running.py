@@ -18,8 +18,8 @@ from invbench.ops.numba_cpu.kernels import OPTIONS, Flat
 
 Kernel = Callable[..., None]
 
-# Kernels that have run in this process, by signature.
-_ready: dict[tuple[Kernel, torch.dtype], Kernel] = {}
+# Kernels that have run in this process, by themselves and the dtypes of their tensors.
+_ready: dict[tuple[object, ...], Kernel] = {}
 _one_at_a_time = threading.Lock()
 _has_warned = False
 
@@ -28,7 +28,7 @@ def launch(kernel: Kernel, tensors: tuple[Tensor, Tensor, Tensor], *arguments: o
     """Run a kernel on tensors, the last of which it fills."""
     if tensors[-1].numel() == 0:
         return
-    signature = (kernel, tensors[0].dtype)
+    signature = (kernel, *(tensor.dtype for tensor in tensors))
     arguments = (*map(_flat, tensors), *(tensor.stride() for tensor in tensors), *arguments)
     if signature in _ready and _takes_concurrent_calls():
         _ready[signature](*arguments)
