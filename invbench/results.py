@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
+from invbench.quantities import Memory, Ratio, Samples, Unit
 from invbench.spec import Case, InvbenchError
 
 SCHEMA = 1
-CONFIDENCE = 0.95
 
 
 class Status(StrEnum):
@@ -29,138 +26,6 @@ class Status(StrEnum):
     ERROR = "error"
 
 
-class Unit(StrEnum):
-    """What a stored number counts."""
-
-    SECONDS = "s"
-    BYTES = "B"
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A median and an order-statistic interval for it, from ``count`` independent values."""
-
-    median: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-        """The median of values with its exact binomial interval; fewer than 6 values give their whole range.
-
-        The interval [v(k), v(n+1-k)] of sorted values holds the median with probability 1 - 2 P(B(n, 1/2) < k);
-        k is the largest for which that is at least ``confidence`` (David and Nagaraja, Order Statistics, 7.1).
-        """
-        ordered = sorted(values)
-        n = len(ordered)
-        limit = Fraction((1 - confidence) / 2) * 2**n  # in outcomes of 2**n, which floats cannot count
-        k, tail = 1, 1
-        while tail + math.comb(n, k) <= limit:
-            tail += math.comb(n, k)
-            k += 1
-        return cls(statistics.median(ordered), ordered[k - 1], ordered[n - k], n)
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval's width as a share of the median."""
-        return (self.high - self.low) / 2 / self.median if self.median else math.inf
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Raw timings in blocks; each block is summarised by its median, and no sample is ever dropped.
-
-    blocks: one tuple of seconds per call for each round. calls: how many calls one sample averages over.
-    clock: eager or device. cache: hot or cold. stop: precision, noise, budget or interrupted.
-    """
-
-    blocks: tuple[tuple[float, ...], ...]
-    calls: int = 1
-    clock: str = "eager"
-    cache: str = "hot"
-    stop: str = "budget"
-
-    def __post_init__(self) -> None:
-        if not self.blocks or not all(self.blocks):
-            raise InvbenchError("a latency needs at least one block of at least one sample: got none; measure again")
-        if not all(isinstance(value, int | float) for block in self.blocks for value in block):
-            raise InvbenchError(f"samples are numbers of seconds: got {self.blocks[0]!r}; measure again")
-
-    @cached_property
-    def block_medians(self) -> tuple[float, ...]:
-        """One value a round."""
-        return tuple(statistics.median(block) for block in self.blocks)
-
-    @cached_property
-    def interval(self) -> Interval:
-        """The latency: the median over blocks and its interval, in seconds."""
-        return Interval.of(self.block_medians)
-
-    @property
-    def mad(self) -> float:
-        """Median absolute deviation of the blocks, in seconds."""
-        return statistics.median(abs(value - self.interval.median) for value in self.block_medians)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The ``latency`` object of the document."""
-        return {
-            "unit": str(Unit.SECONDS),
-            "median": self.interval.median,
-            "mad": self.mad,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "blocks": [list(block) for block in self.blocks],
-            "samples": sum(map(len, self.blocks)),
-            "calls": self.calls,
-            "clock": self.clock,
-            "cache": self.cache,
-            "stop": self.stop,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Samples:
-        """The inverse of ``to_dict``; the summary is computed again from the raw samples."""
-        blocks = tuple(tuple(block) for block in stored["blocks"])
-        return cls(blocks, stored.get("calls", 1), stored["clock"], stored["cache"], stored["stop"])
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Peak bytes above inputs and parameters, the output included; None where the method cannot tell."""
-
-    peak: int | None
-    method: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Subject over baseline: under 1 means faster or smaller. None where a side is missing or zero."""
-
-    latency: Interval | None = None
-    memory: float | None = None
-    params: float | None = None
-    flop: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The ``ratio`` object of the document."""
-        latency = self.latency
-        return {
-            "latency": latency
-            and {"median": latency.median, "low": latency.low, "high": latency.high, "pairs": latency.count},
-            "memory": self.memory,
-            "params": self.params,
-            "flop": self.flop,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Ratio:
-        """The inverse of ``to_dict``."""
-        latency = stored["latency"]
-        interval = latency and Interval(latency["median"], latency["low"], latency["high"], latency["pairs"])
-        return cls(interval, stored["memory"], stored["params"], stored["flop"])
-
-
 @dataclass(frozen=True)
 class Result:
     """One row: a subject computed by a backend at a point, or the reason why it was not.
@@ -168,6 +33,9 @@ class Result:
     first_call: seconds of the first call, compilation included. params, macs (forward), flop (of the timed mode)
     and bytes_min are closed forms. error: largest relative difference from the float64 reference, and what it may be.
     roofline_fraction: the least time that the machine's peaks allow, over the latency.
+
+    Documents of several points say in each row what a document of one point says once: baseline, what the ratio is to;
+    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``.
     """
 
     subject: str
@@ -187,6 +55,9 @@ class Result:
     ratio: Ratio | None = None
     chosen_layout: str | None = None
     warnings: tuple[str, ...] = ()
+    baseline: str | None = None
+    peaks: Mapping[str, float] | None = None
+    machine: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -220,9 +91,8 @@ class Result:
             "ratio": self.ratio and self.ratio.to_dict(),
             "warnings": list(self.warnings),
         }
-        if self.chosen_layout is not None:
-            row["chosen_layout"] = self.chosen_layout
-        return row
+        optional = {name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine")}
+        return {**row, **{name: value for name, value in optional.items() if value is not None}}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Result:
@@ -235,8 +105,11 @@ class Result:
             first_call=first_call and first_call["value"],
             memory=memory and Memory(memory["peak"], memory["method"]),
             ratio=row["ratio"] and Ratio.from_dict(row["ratio"]),
-            chosen_layout=row.get("chosen_layout"),
             warnings=tuple(row["warnings"]),
+            chosen_layout=row.get("chosen_layout"),
+            baseline=row.get("baseline"),
+            peaks=row.get("peaks"),
+            machine=row.get("machine"),
             **{
                 name: row[name]
                 for name in (
@@ -252,6 +125,7 @@ class ResultSet:
 
     environment: the machine's fingerprint. settings: how it was measured. peaks: ``matmul_flop_per_s`` and
     ``copy_bytes_per_s`` of the same run. interrupted: the run was stopped, and holds what was measured until then.
+    machines: where the rows come from several machines, the fingerprint of each, by ``machine_class``.
     """
 
     results: tuple[Result, ...]
@@ -263,6 +137,60 @@ class ResultSet:
     peaks: Mapping[str, float] | None = None
     baseline: str | None = None
     interrupted: bool = False
+    machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def points(self) -> list[tuple[Result, ...]]:
+        """The rows of each point that was measured in one go: same case, machine and baseline, in order."""
+        points: dict[tuple[Case, str | None, str | None], list[Result]] = {}
+        for result in self.results:
+            points.setdefault((result.case, result.machine, self.baseline_of(result)), []).append(result)
+        return [tuple(rows) for rows in points.values()]
+
+    def baseline_of(self, result: Result) -> str | None:
+        """What the row's ratio is to."""
+        return result.baseline or self.baseline
+
+    def peaks_of(self, result: Result) -> Mapping[str, float] | None:
+        """The peaks of the run that measured the row."""
+        return result.peaks or self.peaks
+
+    def environment_of(self, result: Result) -> Mapping[str, Any]:
+        """The fingerprint of the machine that measured the row."""
+        return self.machines.get(result.machine or "", self.environment)
+
+    @classmethod
+    def merged(cls, sets: Sequence[ResultSet], command: str, created: str) -> ResultSet:
+        """One document of several: each row keeps its baseline, its peaks and its machine.
+
+        Settings are those that all have in common. Raises InvbenchError where there is nothing to merge.
+        """
+        if not sets:
+            raise InvbenchError("no result documents: got none; name at least one file")
+        if len(sets) == 1:
+            return sets[0]
+        machines: dict[str, Mapping[str, Any]] = {}
+        rows = []
+        for each in sets:
+            for result in each.results:
+                environment = each.environment_of(result)
+                name = machine_class(environment)
+                machines.setdefault(name, environment)
+                rows.append(
+                    replace(result, baseline=each.baseline_of(result), peaks=each.peaks_of(result), machine=name)
+                )
+        first = sets[0]
+        common = {
+            name: value for name, value in first.settings.items()
+            if all(name in each.settings and each.settings[name] == value for each in sets)
+        }  # fmt: skip
+        baselines = {each.baseline for each in sets}
+        return cls(
+            results=tuple(rows), command=command, created=created, tool_version=first.tool_version,
+            environment=first.environment, settings=common,
+            peaks=first.peaks if all(each.peaks == first.peaks for each in sets) else None,
+            baseline=first.baseline if len(baselines) == 1 else None,
+            interrupted=any(each.interrupted for each in sets), machines=machines if len(machines) > 1 else {},
+        )  # fmt: skip
 
     def to_json(self) -> str:
         """The document, with one line a row's field so that diffs stay readable."""
@@ -276,6 +204,7 @@ class ResultSet:
             "peaks": self.peaks and dict(self.peaks),
             "baseline": self.baseline,
             "interrupted": self.interrupted,
+            **({"machines": {name: dict(found) for name, found in self.machines.items()}} if self.machines else {}),
             "results": [result.to_dict() for result in self.results],
         }
         return json.dumps(document, indent=1, allow_nan=False)
@@ -301,6 +230,7 @@ class ResultSet:
                 results=tuple(Result.from_dict(row) for row in document["results"]),
                 tool_version=document["tool"]["version"],
                 interrupted=document.get("interrupted", False),
+                machines=document.get("machines", {}),
                 **{
                     name: document[name]
                     for name in ("command", "created", "environment", "settings", "peaks", "baseline")
@@ -310,6 +240,17 @@ class ResultSet:
             raise InvbenchError(
                 f"incomplete result document ({type(error).__name__}: {error}); expected every field of schema {SCHEMA}"
             ) from error
+
+
+def machine_class(environment: Mapping[str, Any]) -> str:
+    """A short name for machines whose latencies may be compared: same processor, cores, accelerator and settings.
+
+    Versions and the commit do not belong to it: they are what people compare.
+    """
+    cpu, gpu = environment.get("cpu") or {}, environment.get("gpu") or {}
+    names = ("model", "capability", "cores", "logical", "usable", "quota", "governor")
+    parts = [[cpu.get(name) for name in names], [gpu.get(name) for name in ("name", "capability", "power_limit_w")]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def find(results: Iterable[Result], subject: str) -> Result | None:

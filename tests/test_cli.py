@@ -25,10 +25,12 @@ from test_results import DOCUMENT, differences
 from torch import Tensor
 
 from invbench import __version__, cli
+from invbench.cli import options
 from invbench.harness import blocks, machine, memory, point, server
 from invbench.ops import BACKENDS, naive, unfold
+from invbench.quantities import Memory
 from invbench.report import FORMATS, SUFFIXES
-from invbench.results import Memory, ResultSet
+from invbench.results import ResultSet
 from invbench.spec import LayerSpec
 
 TINY = ["op", "--N=1", "--C=16", "--G=4", "--H=9", "--W=9", "--K=3", "--threads=1", "--device=cpu"]
@@ -575,10 +577,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 def test_the_recorded_command_names_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     monkeypatch.setattr("sys.argv", ["invbench", "op", "--K", "3", "--output", str(file)])
-    assert cli._command(file) == "invbench op --K 3 --output result.json"
+    assert options.command_line(file) == "invbench op --K 3 --output result.json"
     monkeypatch.setattr("sys.argv", ["invbench", "op", f"--output={file}"])
-    assert cli._command(file) == "invbench op --output=result.json"
-    assert cli._command(None).endswith(str(file))
+    assert options.command_line(file) == "invbench op --output=result.json"
+    assert options.command_line(None).endswith(str(file))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from invbench.harness import server
 from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
 from invbench.harness.subjects import INVOLUTION, Subject
-from invbench.results import Memory
+from invbench.quantities import Memory
 from invbench.spec import Case, LayerSpec, Scope
 
 MIB = 2**20

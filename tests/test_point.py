@@ -20,7 +20,8 @@ from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, Settings, measure_point
 from invbench.harness.subjects import CONVOLUTIONS
 from invbench.ops import naive, unfold
-from invbench.results import Memory, Result, Status, find
+from invbench.quantities import Memory
+from invbench.results import Result, Status, find
 from invbench.spec import BackendUnavailableError, Case, InvbenchError, LayerSpec, Mode, Scope
 
 TINY = Case(1, 9, 9, LayerSpec(16, 3, 4), threads=1)

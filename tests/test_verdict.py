@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from test_results import row, samples
 
-from invbench.results import Interval, Memory, Result, Status
+from invbench.quantities import Interval, Memory
+from invbench.results import Result, Status
 from invbench.verdict import exit_code, fastest_involution, paired_ratio, quotient, roofline_fraction, with_ratios
 
 PEAKS = {"matmul_flop_per_s": 1e12, "copy_bytes_per_s": 1e10}

@@ -15,7 +15,7 @@ import torch
 from invbench.harness import server
 from invbench.harness.machine import set_threads
 from invbench.harness.subjects import Runnable, Subject
-from invbench.results import Memory
+from invbench.quantities import Memory
 from invbench.spec import Case
 
 UNKNOWN = Memory(peak=None, method=None)

@@ -26,7 +26,8 @@ from invbench.harness.subjects import (
     require_fitting,
 )
 from invbench.ops import BACKENDS
-from invbench.results import Memory, Result, Status
+from invbench.quantities import Memory
+from invbench.results import Result, Status
 from invbench.spec import LAYOUTS, BackendUnavailableError, Case, InvbenchError
 from invbench.verdict import roofline_fraction, with_ratios
 

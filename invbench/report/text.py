@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from invbench.results import Interval, Ratio, Result, ResultSet, Status, find
+from invbench.quantities import Interval, Ratio
+from invbench.results import Result, ResultSet, Status, find
 from invbench.spec import Scope
 from invbench.verdict import fastest_involution, paired_ratio
 

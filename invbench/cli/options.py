@@ -1,0 +1,71 @@
+"""Options that several commands share, and how they are checked before torch is imported."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from invbench.report import FORMATS, format_for, output
+from invbench.spec import InvbenchError, require_choice
+
+CLOCKS = ("eager", "device")
+CACHES = ("hot", "cold")
+
+
+class Interrupted(Exception):  # noqa: N818 -- it is no error
+    """Ctrl-C, in one line: what is kept and how to go on. Exit code 130."""
+
+
+def option(name: str, text: str, *choices: str, **more: Any) -> Any:
+    """An option whose help shows its choices."""
+    return typer.Option(name, help=text, metavar="|".join(choices) or more.pop("metavar", None), **more)
+
+
+Clock = Annotated[str, option("--clock", "Launches included, or the device's work alone.", *CLOCKS)]
+Cache = Annotated[str, option("--cache", "Whether inputs may lie in cache.", *CACHES)]
+Precision = Annotated[
+    float, option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
+]
+Seed = Annotated[int, option("--seed", "Seed of the inputs and of the order of blocks.")]
+NoAutotune = Annotated[bool, option("--no-autotune", "Let nothing choose its algorithm by trying.")]
+Format = Annotated[str | None, option("--format", "Format of standard output. [default: table]", *FORMATS)]
+Output = Annotated[
+    Path | None, option("--output", "Write a file, too; format from its suffix unless given.", metavar="FILE")
+]
+Quiet = Annotated[bool, option("--quiet", "No progress on standard error.")]
+
+
+def check_choices(given: Mapping[str, tuple[str | None, Any]]) -> None:
+    """Refuse a word that is not in its table; by option, the word (None: not given) and the table."""
+    for name, (value, choices) in given.items():
+        if value is not None:
+            require_choice(name, value, tuple(choices))
+
+
+def check_measuring(budget: float | None, precision: float | None, seed: int) -> None:
+    """Refuse a budget, precision or seed that cannot be used."""
+    for name, number, usual in (("--budget", budget, 6), ("--precision", precision, 2)):
+        if number is not None and not 0 < number < float("inf"):
+            raise InvbenchError(f"{name} must be above 0: got {number:g}; try {usual}")
+    if not 0 <= seed < 2**62:
+        raise InvbenchError(f"--seed must be a whole number from 0 to 2**62: got {seed}; try 0")
+
+
+def file_format(file: Path | None, format_name: str | None) -> str:
+    """The format of ``--output``, after a check that it can be written."""
+    if file is None:
+        return ""
+    found = format_name or format_for(file)
+    output.check_writable(file)
+    return found
+
+
+def command_line(file: Path | None) -> str:
+    """The command as given, but for the folder of its output, which is nobody else's business."""
+    arguments = [argument.replace(str(file), file.name) if file else argument for argument in sys.argv[1:]]
+    return shlex.join(["invbench", *arguments])

@@ -1,0 +1,148 @@
+"""What one row is made of: raw timings and their intervals, memory, ratios. Seconds and bytes inside."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from invbench.spec import InvbenchError
+
+CONFIDENCE = 0.95
+
+
+class Unit(StrEnum):
+    """What a stored number counts."""
+
+    SECONDS = "s"
+    BYTES = "B"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A median and an order-statistic interval for it, from ``count`` independent values."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+        """The median of values with its exact binomial interval; fewer than 6 values give their whole range.
+
+        The interval [v(k), v(n+1-k)] of sorted values holds the median with probability 1 - 2 P(B(n, 1/2) < k);
+        k is the largest for which that is at least ``confidence`` (David and Nagaraja, Order Statistics, 7.1).
+        """
+        ordered = sorted(values)
+        n = len(ordered)
+        limit = Fraction((1 - confidence) / 2) * 2**n  # in outcomes of 2**n, which floats cannot count
+        k, tail = 1, 1
+        while tail + math.comb(n, k) <= limit:
+            tail += math.comb(n, k)
+            k += 1
+        return cls(statistics.median(ordered), ordered[k - 1], ordered[n - k], n)
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width as a share of the median."""
+        return (self.high - self.low) / 2 / self.median if self.median else math.inf
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw timings in blocks; each block is summarised by its median, and no sample is ever dropped.
+
+    blocks: one tuple of seconds per call for each round. calls: how many calls one sample averages over.
+    clock: eager or device. cache: hot or cold. stop: precision, noise, budget or interrupted.
+    """
+
+    blocks: tuple[tuple[float, ...], ...]
+    calls: int = 1
+    clock: str = "eager"
+    cache: str = "hot"
+    stop: str = "budget"
+
+    def __post_init__(self) -> None:
+        if not self.blocks or not all(self.blocks):
+            raise InvbenchError("a latency needs at least one block of at least one sample: got none; measure again")
+        if not all(isinstance(value, int | float) for block in self.blocks for value in block):
+            raise InvbenchError(f"samples are numbers of seconds: got {self.blocks[0]!r}; measure again")
+
+    @cached_property
+    def block_medians(self) -> tuple[float, ...]:
+        """One value a round."""
+        return tuple(statistics.median(block) for block in self.blocks)
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The latency: the median over blocks and its interval, in seconds."""
+        return Interval.of(self.block_medians)
+
+    @property
+    def mad(self) -> float:
+        """Median absolute deviation of the blocks, in seconds."""
+        return statistics.median(abs(value - self.interval.median) for value in self.block_medians)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``latency`` object of the document."""
+        return {
+            "unit": str(Unit.SECONDS),
+            "median": self.interval.median,
+            "mad": self.mad,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "blocks": [list(block) for block in self.blocks],
+            "samples": sum(map(len, self.blocks)),
+            "calls": self.calls,
+            "clock": self.clock,
+            "cache": self.cache,
+            "stop": self.stop,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Samples:
+        """The inverse of ``to_dict``; the summary is computed again from the raw samples."""
+        blocks = tuple(tuple(block) for block in stored["blocks"])
+        return cls(blocks, stored.get("calls", 1), stored["clock"], stored["cache"], stored["stop"])
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak bytes above inputs and parameters, the output included; None where the method cannot tell."""
+
+    peak: int | None
+    method: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Subject over baseline: under 1 means faster or smaller. None where a side is missing or zero."""
+
+    latency: Interval | None = None
+    memory: float | None = None
+    params: float | None = None
+    flop: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``ratio`` object of the document."""
+        latency = self.latency
+        return {
+            "latency": latency
+            and {"median": latency.median, "low": latency.low, "high": latency.high, "pairs": latency.count},
+            "memory": self.memory,
+            "params": self.params,
+            "flop": self.flop,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Ratio:
+        """The inverse of ``to_dict``."""
+        latency = stored["latency"]
+        interval = latency and Interval(latency["median"], latency["low"], latency["high"], latency["pairs"])
+        return cls(interval, stored["memory"], stored["params"], stored["flop"])
