@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from invbench.harness import machine
+from invbench.harness import machine, nvml
 from invbench.spec import Case, InvbenchError, LayerSpec
 
 CPU = torch.device("cpu")
@@ -144,6 +144,18 @@ def test_fingerprint_of_a_gpu(works: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert driver.open == 0
 
 
+def test_a_driver_that_tells_half_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(works=True)
+    monkeypatch.setattr(driver, "nvmlDeviceGetClockInfo", lambda handle, kind: 1 / 0)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert nvml.identity("1234") == {
+        "driver": "550.1", "other_processes": 1, "clock_mhz": None, "power_limit_w": 300.0
+    }  # fmt: skip
+    assert set(nvml.settings("1234").values()) == {None}
+    assert nvml.counters("1234")["violations"] == dict.fromkeys(nvml.POLICIES)
+    assert driver.open == 0
+
+
 # --- Libraries that are missing or broken ---
 
 
@@ -186,6 +198,14 @@ def test_a_half_broken_numba_costs_only_itself(monkeypatch: pytest.MonkeyPatch, 
 def test_usable_cores(cpu_max: str | None, cores: int, usable: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files(monkeypatch, {} if cpu_max is None else {"/sys/fs/cgroup/cpu.max": cpu_max})
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert machine.usable_cores() == usable
+
+
+@pytest.mark.parametrize(("quota", "usable"), [("-1", 8), ("250000", 2)])
+def test_quota_of_the_first_version_of_cgroups(quota: str, usable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = "/sys/fs/cgroup/cpu"
+    files(monkeypatch, {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000"})
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert machine.usable_cores() == usable
 
 

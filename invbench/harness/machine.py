@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import psutil  # noqa: TID251 -- this is the harness
 import torch
 
-from invbench.harness import QUIET
+from invbench.harness import QUIET, nvml
 from invbench.harness.clock import clock_for
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
@@ -26,7 +25,8 @@ THREAD_VARIABLES = (*QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREAD
 PACKAGES = ("invbench", "triton", "numba", "numpy")
 COPY_BYTES = 128 * 2**20
 PEAK_SECONDS = 0.15
-MATMUL_LEAST, MATMUL_MOST = 1024, 8192  # sides of the square matrices
+# Sides of the square matrices. Where a processor lacks a dtype, as many lack float16, a side of 1024 takes a second.
+MATMUL_LEAST, MATMUL_MOST = 256, 8192
 ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
@@ -73,6 +73,16 @@ def set_threads(threads: int) -> None:
             )
         numba.set_num_threads(threads)
     torch.set_num_threads(threads)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse, with an InvbenchError, more threads than this process may use cores."""
+    cores = usable_cores()
+    if threads > cores:
+        raise InvbenchError(
+            f"--threads {threads}: this process may use {cores} core(s); ask for at most {cores}, since "
+            "threads that share a core measure the scheduler"
+        )
 
 
 def check_device(name: str) -> torch.device:
@@ -218,28 +228,8 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        **_nvml(properties),
+        **nvml.identity(properties.uuid),
     }
-
-
-def _nvml(properties: Any) -> dict[str, Any]:
-    """What the driver tells; null where it does not."""
-    found: dict[str, Any] = {"driver": None, "other_processes": None, "clock_mhz": None, "power_limit_w": None}
-    # Any fault of the driver's library only costs these lines.
-    with contextlib.suppress(Exception):
-        import pynvml  # noqa: TID251 -- this is the harness
-
-        pynvml.nvmlInit()
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-            found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
-            found["clock_mhz"] = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-            found["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-            running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            found["other_processes"] = sum(process.pid != os.getpid() for process in running)
-        finally:
-            pynvml.nvmlShutdown()
-    return found
 
 
 def _numba() -> Any:
@@ -276,8 +266,12 @@ def _cpu_model() -> str:
 
 
 def _cgroup_cpus() -> float | None:
-    words = (_read("/sys/fs/cgroup/cpu.max") or "").split()
-    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+    """The container's share of the cores, by the second version of cgroups or the first; None without a limit."""
+    folder = "/sys/fs/cgroup/cpu"
+    words = (_read(f"{folder}.max") or "").split()
+    words = words or [_read(f"{folder}/cpu.cfs_quota_us") or "-1", _read(f"{folder}/cpu.cfs_period_us") or "0"]
+    has_limit = len(words) == 2 and words[0].isdigit() and int(words[1]) > 0
+    return int(words[0]) / int(words[1]) if has_limit else None
 
 
 def _commit() -> str | None:
