@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
+from invbench.cli.doctor import doctor
 from invbench.cli.listings import backends
 from invbench.cli.op import op
 from invbench.cli.options import Interrupted, option
@@ -22,7 +23,7 @@ from invbench.spec import CASE_FIELDS, InvbenchError
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-COMMANDS = (op, backends)
+COMMANDS = (op, backends, doctor)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in COMMANDS:

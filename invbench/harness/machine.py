@@ -16,6 +16,7 @@ from typing import Any
 import psutil  # noqa: TID251 -- this is the harness
 import torch
 
+from invbench.advice import of_environment
 from invbench.harness import QUIET, nvml
 from invbench.harness.clock import clock_for
 from invbench.ops import BACKENDS
@@ -202,17 +203,7 @@ def measure_peaks(case: Case, device: torch.device) -> dict[str, float]:
 
 def advice(environment: dict[str, Any]) -> list[str]:
     """Settings of the machine that would spoil a measurement, each with what to do."""
-    cpu = environment["cpu"]
-    found = []
-    if cpu["governor"] not in (None, "performance"):
-        found.append(f"CPU governor is {cpu['governor']!r}: set it to 'performance' for steady clocks")
-    if cpu["load"] > cpu["usable"]:
-        found.append(
-            f"load average {cpu['load']} on {cpu['usable']} cores: stop other programs, or trust only the ratios"
-        )
-    if environment["gpu"] and environment["gpu"]["other_processes"]:
-        found.append(f"{environment['gpu']['other_processes']} other process(es) on the GPU: stop them")
-    return found
+    return [finding.line for finding in of_environment(environment)]
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
