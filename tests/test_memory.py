@@ -14,7 +14,7 @@ import torch
 
 from invbench.harness import server
 from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
-from invbench.harness.subjects import INVOLUTION, Subject
+from invbench.harness.settings import INVOLUTION, Subject
 from invbench.quantities import Memory
 from invbench.spec import Case, LayerSpec, Scope
 

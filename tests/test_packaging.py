@@ -33,7 +33,7 @@ REQUIREMENTS = {name: (bound, marker) for name, bound, marker in map(requirement
 
 
 @pytest.mark.parametrize(
-    "name", ["torch", "numpy", "numba", "typer", "rich", "pandas", "psutil", "nvidia-ml-py", "triton"]
+    "name", ["torch", "numpy", "numba", "typer", "rich", "pandas", "psutil", "filelock", "nvidia-ml-py", "triton"]
 )
 def test_dependency(name: str) -> None:
     bound, marker = REQUIREMENTS[name]
@@ -43,7 +43,7 @@ def test_dependency(name: str) -> None:
 
 
 def test_dependencies_are_these_and_no_others() -> None:
-    assert len(REQUIREMENTS) == 9
+    assert len(REQUIREMENTS) == 10
     assert REQUIREMENTS["torch"][0] == ">=2.6"
 
 
@@ -65,6 +65,12 @@ def test_types_are_shipped() -> None:
     assert importlib.resources.files("invbench").joinpath("py.typed").is_file()
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "py.typed" in package_data["invbench"]
+
+
+def test_every_package_is_shipped() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "invbench").rglob("__init__.py")}
+    assert listed == {*found, "invbench.profiles"}
 
 
 # --- Imports, each in a process of its own ---

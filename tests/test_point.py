@@ -17,7 +17,8 @@ from torch import Tensor
 
 from invbench.harness import blocks, machine, memory, point, server
 from invbench.harness.blocks import Budget
-from invbench.harness.point import Point, Settings, measure_point
+from invbench.harness.point import Point, measure_point
+from invbench.harness.settings import Settings
 from invbench.harness.subjects import CONVOLUTIONS
 from invbench.ops import naive, unfold
 from invbench.quantities import Memory

@@ -79,7 +79,8 @@ def op(
             server.start(backends)  # it imports torch, too: at the same time
         from invbench.harness import machine
         from invbench.harness.blocks import Budget
-        from invbench.harness.point import Settings, measure_point
+        from invbench.harness.point import measure_point
+        from invbench.harness.settings import Settings
 
         settings = Settings(
             backends=backends,

@@ -47,9 +47,9 @@ def check_choices(given: Mapping[str, tuple[str | None, Any]]) -> None:
             require_choice(name, value, tuple(choices))
 
 
-def check_measuring(budget: float | None, precision: float | None, seed: int) -> None:
-    """Refuse a budget, precision or seed that cannot be used."""
-    for name, number, usual in (("--budget", budget, 6), ("--precision", precision, 2)):
+def check_measuring(budget: float | None, precision: float | None, seed: int, timeout: float | None = None) -> None:
+    """Refuse a budget, precision, seed or timeout that cannot be used."""
+    for name, number, usual in (("--budget", budget, 6), ("--precision", precision, 2), ("--timeout", timeout, 300)):
         if number is not None and not 0 < number < float("inf"):
             raise InvbenchError(f"{name} must be above 0: got {number:g}; try {usual}")
     if not 0 <= seed < 2**62:
@@ -65,7 +65,9 @@ def file_format(file: Path | None, format_name: str | None) -> str:
     return found
 
 
-def command_line(file: Path | None) -> str:
-    """The command as given, but for the folder of its output, which is nobody else's business."""
-    arguments = [argument.replace(str(file), file.name) if file else argument for argument in sys.argv[1:]]
+def command_line(*files: Path | None) -> str:
+    """The command as given, but for the folders of the files it writes, which are nobody else's business."""
+    arguments = sys.argv[1:]
+    for file in filter(None, files):
+        arguments = [argument.replace(str(file), file.name) for argument in arguments]
     return shlex.join(["invbench", *arguments])

@@ -112,12 +112,20 @@ def check_device(name: str) -> torch.device:
 
 def complete(case: Case, device: str | None, threads: int | None) -> Case:
     """The case with what was left open: cuda where there is one, else cpu; all usable cores."""
+    return replace(case, device=full_name(device), threads=threads or default_threads())
+
+
+def full_name(device: str | None) -> str:
+    """The device asked for, or cuda where there is one, else cpu."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cpu:"):
-        name = "cpu"  # there is one, and rows of one point have one name for it
+    return "cpu" if name.startswith("cpu:") else name  # there is one, and rows of one point have one name for it
+
+
+def default_threads() -> int:
+    """All usable cores, as far as Numba was started with as many threads."""
     numba = _numba()
     most = numba.config.NUMBA_NUM_THREADS if numba is not None else usable_cores()
-    return replace(case, device=name, threads=threads or min(usable_cores(), most))
+    return min(usable_cores(), int(most))
 
 
 def backends_here() -> list[dict[str, Any]]:

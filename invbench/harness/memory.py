@@ -14,7 +14,8 @@ import torch
 
 from invbench.harness import server
 from invbench.harness.machine import set_threads
-from invbench.harness.subjects import Runnable, Subject
+from invbench.harness.settings import Subject
+from invbench.harness.subjects import Runnable
 from invbench.quantities import Memory
 from invbench.spec import Case
 

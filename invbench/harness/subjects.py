@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from invbench.harness.clock import Clock
+from invbench.harness.settings import INVOLUTION, Subject
 from invbench.ops import Involution2d, involution2d
 from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
 
-INVOLUTION = "involution"
 CHECKED_IMAGES = 4
 
 # The largest difference from the float64 reference, as a share of the reference's largest value. float32 leaves room
@@ -27,19 +27,6 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 # Gradients through a ReLU jump where its input crosses zero, so that rounding flips a few of them entirely. They are
 # compared by their Euclidean norm: a handful of flips is small in it, an error in a border, a channel or a tap is not.
 TOLERANCE_OVER_KINKS = {"float64": 1e-8, "float32": 1e-2, "float16": 1e-1, "bfloat16": 2e-1}
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is measured: an operator's name and the backend that computes it ("torch" for convolutions)."""
-
-    name: str
-    backend: str = "torch"
-
-    @property
-    def label(self) -> str:
-        """One word for progress and errors."""
-        return self.backend if self.name == INVOLUTION else self.name
 
 
 def _convolution(s: LayerSpec, kernel_size: int, groups: int = 1) -> nn.Module:
@@ -74,35 +61,60 @@ class Runnable:
         if subject.name == INVOLUTION and case.scope is Scope.AGGREGATE:
             # The channels of a 1x1 convolution, seen as groups of taps, as the layer's span writes them.
             self.inputs.append(random((case.N, s.G * s.taps, H_out, W_out), seed + 1).unflatten(1, (s.G, s.taps)))
-            self.function: Callable[..., Tensor] = partial(
-                involution2d, stride=s.stride, dilation=s.dilation, padding_mode=s.padding_mode, backend=subject.backend
+            self.function: Callable[..., Tensor] = (
+                self._build_custom() if subject.factory else _aggregate(case, subject.backend)
             )
         else:
-            self.function = self.module = self._build_module(seed + 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 1)
+                self.function = self._build_custom() if subject.factory else self._build_module()
+            self.module = self.function if isinstance(self.function, nn.Module) else None
         self.differentiated: list[Tensor] = []
         self.grad_y: Tensor | None = None
         if case.mode is not Mode.FORWARD:
             self.inputs = [tensor.detach().requires_grad_() for tensor in self.inputs]
             parameters = [] if self.module is None else list(self.module.parameters())
             self.differentiated = [*self.inputs, *parameters]
-            self.grad_y = random((case.N, s.C, H_out, W_out), seed + 2)
+            self.grad_y = random(self._output_size(), seed + 2)
 
-    def _build_module(self, seed: int) -> nn.Module:
+    def _output_size(self) -> tuple[int, ...]:
         case, s = self.case, self.case.layer
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self.subject.name == INVOLUTION:
-                module: nn.Module = Involution2d(
-                    s.C, s.K, s.stride, s.dilation, s.G,
-                    reduction=s.reduction, padding_mode=s.padding_mode, backend=self.subject.backend,
-                )  # fmt: skip
-            else:
-                module = CONVOLUTIONS[self.subject.name](s)
+        if self.subject.factory and self.subject.name != INVOLUTION:
+            with torch.no_grad():
+                return tuple(self.function(*self.inputs).shape)
+        return case.N, s.C, s.out_size(case.H), s.out_size(case.W)
+
+    def _build_module(self) -> nn.Module:
+        if self.subject.name == INVOLUTION:
+            return self._placed(_layer(self.case, self.subject.backend))
+        return self._placed(CONVOLUTIONS[self.subject.name](self.case.layer))
+
+    def _build_custom(self) -> Callable[..., Tensor]:
+        """What the user's factory makes; an involution layer gets the parameters that ours has."""
+        from invbench.harness.custom import resolve  # it needs this module
+
+        assert self.subject.factory is not None
+        claims_layer = self.subject.name == INVOLUTION and self.case.scope is Scope.LAYER
+        ours = _layer(self.case, "naive") if claims_layer else None
+        if ours is not None:  # before the factory draws anything, so that it has the numbers of every backend
+            _randomise_statistics(ours)
+        made: Callable[..., Tensor] = resolve(self.subject.factory)(self.case)
+        if ours is not None:
+            if not isinstance(made, nn.Module):
+                raise InvbenchError(
+                    "an involution layer is an nn.Module with the parameters of Involution2d: "
+                    f"got {type(made).__name__}; see the README"
+                )
+            made.load_state_dict(ours.state_dict())
+            return self._placed(made, randomise=False)
+        return self._placed(made) if isinstance(made, nn.Module) else made
+
+    def _placed(self, module: nn.Module, randomise: bool = True) -> nn.Module:
+        if randomise:
             _randomise_statistics(module)
-        where: dict[str, Any] = {"device": case.device, "dtype": getattr(torch, case.dtype)}
+        where: dict[str, Any] = {"device": self.case.device, "dtype": getattr(torch, self.case.dtype)}
         where["memory_format"] = _MEMORY_FORMATS[self.layout]  # not in torch's stubs
-        module = module.to(**where)
-        return module.train(case.mode is not Mode.FORWARD)
+        return module.to(**where).train(self.case.mode is not Mode.FORWARD)
 
     def context(self) -> AbstractContextManager[Any]:
         """Inference mode for forward, nothing otherwise."""
@@ -161,19 +173,26 @@ class Agreement:
         return self.relative <= self.tolerance
 
 
-def check(runnable: Runnable, references: dict[str, list[Tensor]], results: list[Tensor] | None = None) -> Agreement:
+def check(
+    runnable: Runnable, references: dict[str, list[Tensor]], results: list[Tensor] | None = None
+) -> Agreement | None:
     """Compare y and, where they are timed, all gradients with the float64 reference; the worst of them.
 
     results: what ``runnable.results()`` returned, if it was called before.
     references: computed so far, by operator name; all backends of an operator share one.
     Gradients of parameters sum over the batch, so they are checked on all of it; otherwise up to ``CHECKED_IMAGES``
-    images, spread over the batch, stand for the rest.
+    images, spread over the batch, stand for the rest. None for a user's own operator that does not run in float64.
     """
     case = runnable.case
     images = _checked_images(runnable)
     outputs = [tensor[images] if tensor.shape[:1] == (case.N,) else tensor for tensor in results or runnable.results()]
     if runnable.subject.name not in references:
-        references[runnable.subject.name] = _reference(runnable, images)
+        try:
+            references[runnable.subject.name] = _reference(runnable, images)
+        except Exception:
+            if runnable.subject.name == INVOLUTION or runnable.subject.factory is None:
+                raise
+            return None
     has_kinks = runnable.module is not None and runnable.subject.name == INVOLUTION
     precision = "float16" if _computes_in_tf32(runnable) else case.dtype
     worst = Agreement(0.0, TOLERANCE[precision])
@@ -202,13 +221,15 @@ def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
     reference = copy.copy(runnable)
     reference.inputs = [tensor.detach()[images].to(device, torch.float64) for tensor in runnable.inputs]
     if runnable.module is None:
-        assert isinstance(runnable.function, partial)
-        reference.function = partial(runnable.function.func, **{**runnable.function.keywords, "backend": "naive"})
+        if runnable.subject.name == INVOLUTION:
+            reference.function = _aggregate(runnable.case, "naive")
+    elif runnable.subject.name == INVOLUTION:
+        reference.module = _layer(runnable.case, "naive")
+        reference.module.load_state_dict(runnable.module.state_dict())
     else:
-        reference.module = copy.deepcopy(runnable.module).to(device, torch.float64)
-        if isinstance(reference.module, Involution2d):
-            reference.module.backend = "naive"
-        reference.function = reference.module
+        reference.module = copy.deepcopy(runnable.module)
+    if reference.module is not None:
+        reference.function = reference.module.to(device, torch.float64).train(runnable.case.mode is not Mode.FORWARD)
     if runnable.grad_y is not None:
         reference.grad_y = runnable.grad_y[images].to(device, torch.float64)
         reference.inputs = [tensor.requires_grad_() for tensor in reference.inputs]
@@ -236,6 +257,20 @@ def _computes_in_tf32(runnable: Runnable) -> bool:
     on_cuda = torch.device(runnable.case.device).type == "cuda"
     convolves = runnable.module is not None
     return on_cuda and convolves and runnable.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+
+
+def _aggregate(case: Case, backend: str) -> Callable[..., Tensor]:
+    s = case.layer
+    return partial(
+        involution2d, stride=s.stride, dilation=s.dilation, padding_mode=s.padding_mode, backend=backend
+    )  # fmt: skip
+
+
+def _layer(case: Case, backend: str) -> Involution2d:
+    s = case.layer
+    return Involution2d(
+        s.C, s.K, s.stride, s.dilation, s.G, reduction=s.reduction, padding_mode=s.padding_mode, backend=backend
+    )
 
 
 _MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -1,4 +1,4 @@
-"""Lists that are no measurements: the backends and whether they run here."""
+"""Lists that are no measurements: the backends and whether they run here, the shipped profiles."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def render_backends(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
             text = f"not on {device}: {reason}"
             lines += textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
     return "\n".join(lines)
+
+
+def render_profiles(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
+    """The shipped profiles: for each its ``name``, ``description`` and the number of ``points`` on a CPU."""
+    if as_json:
+        return json.dumps(rows, indent=1)
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    lines = []
+    for row in rows:
+        points = f"{row['points']:4} point{'s' * (row['points'] != 1)}"
+        head = f"{row['name']:18}{points:14}"
+        lines += textwrap.wrap(row["description"], width, initial_indent=head, subsequent_indent=" " * len(head))
+    return "\n".join([*lines, "", "`invbench profiles NAME` shows one, `invbench sweep NAME --dry-run` its points."])

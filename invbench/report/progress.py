@@ -4,34 +4,59 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+
+class Teller:
+    """Shows one line at a time when called, and keeps those that are to stay."""
+
+    def __call__(self, line: str) -> None:
+        """Show what is being waited for, instead of the line before."""
+
+    def keep(self, line: str) -> None:
+        """Show a line that stays."""
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that shows one line at a time."""
+def progress(quiet: bool) -> Iterator[Teller]:
+    """What to tell to; silent where nobody reads standard error."""
     if quiet or sys.stderr is None:  # closed by the caller
-        yield lambda _line: None
+        yield Teller()
     elif sys.stderr.isatty():
         console = Console(stderr=True, no_color="NO_COLOR" in os.environ, highlight=False)
         with console.status("starting") as status:
-            yield lambda line: status.update(line)
+            yield _Spinner(console, status)
     else:
-        yield _plain()
+        yield _Lines()
 
 
-def _plain() -> Callable[[str], None]:
+class _Spinner(Teller):
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console, self._status = console, status
+
+    def __call__(self, line: str) -> None:
+        self._status.update(Text(line))
+
+    def keep(self, line: str) -> None:
+        self._console.print(Text(line))
+
+
+class _Lines(Teller):
     """One line for each new activity; rounds of the same one are not repeated into a log."""
-    last = ""
 
-    def show(line: str) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, line: str) -> None:
         activity = line.partition(":")[0]
-        if activity != last:
-            print(f"invbench: {activity}", file=sys.stderr, flush=True)  # noqa: T201 -- this is its job
-        last = activity
+        if activity != self._last:
+            self.keep(activity)
+        self._last = activity
 
-    return show
+    def keep(self, line: str) -> None:
+        print(f"invbench: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- this is its job

@@ -1,0 +1,140 @@
+"""One row of a point on its way: built, called for the first time, and proved right before it is timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from invbench.cost import held_bytes
+from invbench.harness import machine
+from invbench.harness.clock import Clock
+from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
+from invbench.harness.subjects import Agreement, Runnable, check, describe_failure
+from invbench.ops import BACKENDS
+from invbench.results import Result, Status
+from invbench.spec import LAYOUTS, Case
+
+LAYOUT_TRIALS = 3
+ROOM = 0.95  # share of the free memory that a point may plan with
+
+Skipped = Mapping[str, tuple[Status, str]]
+
+
+@dataclass
+class Arm:
+    """A subject, what is known of it so far, and how to call it where it can be called."""
+
+    subject: Subject
+    result: Result
+    runnable: Runnable | None = None
+
+    def fail(self, status: Status, reason: str) -> None:
+        """It ends here, with a reason and no latency."""
+        self.result = replace(self.result, status=status, reason=reason, latency=None)
+        self.runnable = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What all arms of a point share while they are prepared.
+
+    references: float64 results so far, by operator. skipped: labels that are not to be run at all, and why.
+    """
+
+    case: Case
+    settings: Settings
+    device: torch.device
+    clock: Clock
+    watch: Watch = field(default_factory=Unwatched)
+    skipped: Skipped = field(default_factory=dict)
+    references: dict[str, Any] = field(default_factory=dict)
+
+    def arm(self, subject: Subject) -> Arm:
+        """Build, call for the first time, and prove right; whatever fails makes the row's status and reason."""
+        arm = Arm(subject, blank_row(subject, self.case))
+        refusal = self._refusal(subject)
+        if refusal is not None:
+            arm.fail(*refusal)
+            return arm
+        self.watch.running(subject.label)
+        try:
+            layouts = (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
+            prepared = [self._first_call(subject, layout) for layout in layouts]
+            runnable, first_call, agreement = prepared[_fastest([ready[0] for ready in prepared], self.clock)]
+        except Exception as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
+            fail(arm, failure)
+            self.watch.failed(subject.label, failure)
+            return arm
+        finally:
+            self.watch.running("")
+        self._record(arm, runnable, first_call, agreement)
+        return arm
+
+    def _refusal(self, subject: Subject) -> tuple[Status, str] | None:
+        if subject.label in self.skipped:
+            return self.skipped[subject.label]
+        backend = BACKENDS.get(subject.backend)
+        refusal = backend.refusal(self.device.type, self.case.dtype) if backend else None
+        if refusal:
+            return Status.UNAVAILABLE, refusal
+        if subject.factory is not None:
+            return None
+        free = machine.free_bytes(self.device)
+        needed = held_bytes(subject.name, subject.backend, self.case)
+        if free is not None and needed > ROOM * free:
+            reason = f"needs about {gib(needed)}: {gib(free)} are free on {self.device}; use a smaller N, H or W"
+            return Status.OOM, reason
+        return None
+
+    def _first_call(self, subject: Subject, layout: str) -> tuple[Runnable, float, Agreement | None]:
+        runnable = Runnable(subject, self.case, self.settings.seed, layout)
+        started = time.perf_counter()
+        results = runnable.results()
+        if self.case.device != "cpu":
+            torch.accelerator.synchronize(self.case.device)
+        first_call = time.perf_counter() - started
+        return runnable, first_call, check(runnable, self.references, results)
+
+    def _record(self, arm: Arm, runnable: Runnable, first_call: float, agreement: Agreement | None) -> None:
+        chosen = None if arm.subject.name == INVOLUTION else runnable.layout
+        arm.result = replace(arm.result, first_call=first_call, chosen_layout=chosen)
+        arm.runnable = runnable
+        if runnable.module is not None and arm.result.params is None:
+            arm.result = replace(arm.result, params=sum(p.numel() for p in runnable.module.parameters()))
+        if agreement is None:
+            warning = "not checked: it does not run in float64, so that nothing says whether its results are right"
+            arm.result = replace(arm.result, warnings=(warning,))
+            return
+        relative = agreement.relative if math.isfinite(agreement.relative) else None  # JSON has no NaN
+        arm.result = replace(arm.result, error={"relative": relative, "tolerance": agreement.tolerance})
+        if not agreement.is_close:
+            reason = (
+                f"differs from the float64 reference by {agreement.relative:.1e} of its size: "
+                f"expected at most {agreement.tolerance:.0e}; do not use this backend for this configuration"
+            )
+            arm.fail(Status.MISMATCH, reason)
+
+
+def fail(arm: Arm, error: BaseException) -> None:
+    """The row of a subject that raised."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    arm.fail(Status.OOM if out_of_memory else Status.ERROR, describe_failure(error))
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _fastest(runnables: list[Runnable], clock: Clock) -> int:
+    """The index of the fastest of a few runnables, by alternating calls."""
+    if len(runnables) == 1:
+        return 0
+    samplers = [runnable.sampler(clock) for runnable in runnables]
+    times = [min(sample) for sample in zip(*([s(1) for s in samplers] for _ in range(LAYOUT_TRIALS)), strict=True)]
+    return times.index(min(times))

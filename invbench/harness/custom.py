@@ -1,0 +1,60 @@
+"""Operators that users bring: ``--subject package.module:factory``, or a name of the entry-point group.
+
+A factory takes the case (``invbench.spec.Case``) and returns an nn.Module or a callable. If it has the attribute
+``is_involution = True``, it claims to compute involution, and is judged by our reference:
+
+* scope ``aggregate``: the callable takes x [N, C, H, W] and weight [N, G, K*K, H_out, W_out] and returns
+  y [N, C, H_out, W_out];
+* scope ``layer``: the module takes x and has the parameters of ``Involution2d`` (it loads the same state_dict).
+
+Otherwise it takes x and returns one tensor, and is an operator of its own, checked against itself in float64.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from invbench.harness.settings import INVOLUTION, USER, Subject
+from invbench.harness.subjects import describe_failure
+from invbench.spec import InvbenchError
+
+GROUP = "invbench.subjects"
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The factory of that name: an entry point of the group, or ``package.module:factory``, also from this folder.
+
+    Raises InvbenchError if there is none, or if importing it fails.
+    """
+    found = next(iter(entry_points(group=GROUP, name=name)), None)
+    module, colon, path = (found.value if found else name).partition(":")
+    if not (module and colon and path):
+        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none is installed here"
+        raise InvbenchError(
+            f"--subject takes package.module:factory or a name of the entry-point group {GROUP!r} ({known}): "
+            f"got {name!r}"
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a file beside the user is found
+    try:
+        factory: Any = importlib.import_module(module)
+        for part in path.split("."):
+            factory = getattr(factory, part)
+    except Exception as error:
+        raise InvbenchError(f"--subject {name}: it cannot be imported ({describe_failure(error)})") from error
+    if not callable(factory):
+        raise InvbenchError(f"--subject {name}: a factory is called with a case: got {type(factory).__name__}")
+    made: Callable[..., Any] = factory
+    return made
+
+
+def subject(name: str) -> Subject:
+    """The subject of a factory; raises InvbenchError if it cannot be had."""
+    if getattr(resolve(name), "is_involution", False):
+        return Subject(INVOLUTION, name, factory=name)
+    return Subject(name, USER, factory=name)

@@ -1,0 +1,98 @@
+"""What is measured at a point, and how; no torch, so that a sweep's parent process needs none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from invbench.cost import WORK, cost_of
+from invbench.harness.blocks import Budget
+from invbench.ops import BACKENDS
+from invbench.results import Result, Status
+from invbench.spec import Case, InvbenchError
+
+INVOLUTION = "involution"
+CONVOLUTION_NAMES = tuple(dict.fromkeys(name for name, _ in WORK if name != INVOLUTION))
+USER = "user"
+
+
+class OutOfRoomError(InvbenchError):
+    """A point needs more memory than is free, by an estimate made before anything is allocated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: an operator's name and the backend that computes it ("torch" for convolutions).
+
+    factory: for a user's operator, where it comes from; its name is then "involution" if it claims to be one.
+    """
+
+    name: str
+    backend: str = "torch"
+    factory: str | None = None
+
+    @property
+    def label(self) -> str:
+        """One word for progress and errors."""
+        return self.backend if self.name == INVOLUTION else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a point is measured; stored with its results.
+
+    asked_for: the backends that the user named, which are an error where none of them can run. baseline: a
+    convolution's name, or None for no ratios. autotune: whether cuDNN may choose by trying. custom: a user's operators.
+    """
+
+    backends: tuple[str, ...] = tuple(BACKENDS)
+    asked_for: tuple[str, ...] = ()
+    baseline: str | None = "conv2d"
+    budget: Budget = field(default_factory=Budget)
+    cache: str = "hot"
+    clock: str = "eager"
+    seed: int = 0
+    autotune: bool = True
+    custom: tuple[Subject, ...] = ()
+
+    def subjects(self) -> list[Subject]:
+        """The rows of a point, in order: involution by each backend, the user's operators, the convolutions."""
+        involutions = [Subject(INVOLUTION, backend) for backend in self.backends]
+        return [*involutions, *self.custom, *(Subject(name) for name in CONVOLUTION_NAMES)]
+
+
+class Watch(Protocol):
+    """Told what runs, by whoever must say later what crashed or hung."""
+
+    def running(self, label: str) -> None:
+        """A subject is about to run; "" where what follows belongs to none."""
+
+    def failed(self, label: str, error: BaseException) -> None:
+        """A subject has raised; may raise to give up the whole point."""
+
+
+class Unwatched:
+    """Nobody watches."""
+
+    def running(self, label: str) -> None:
+        """Nothing."""
+
+    def failed(self, label: str, error: BaseException) -> None:
+        """Nothing."""
+
+
+def blank_row(subject: Subject, case: Case) -> Result:
+    """The row of a subject before it is measured, with its closed-form costs where there are such."""
+    if (subject.name, case.scope) not in WORK:
+        return Result(subject.name, subject.backend, case)
+    cost = cost_of(subject.name, case)
+    return Result(
+        subject.name, subject.backend, case,
+        params=cost.params, macs=cost.macs, flop=cost.flop, bytes_min=cost.bytes_min,
+    )  # fmt: skip
+
+
+def failed_rows(case: Case, settings: Settings, status: Status, reason: str) -> tuple[Result, ...]:
+    """A row with the reason for every subject of a point that could not be measured at all."""
+    rows = (blank_row(subject, case) for subject in settings.subjects())
+    return tuple(replace(row, status=status, reason=reason) for row in rows)

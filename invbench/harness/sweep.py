@@ -1,0 +1,245 @@
+"""A sweep: points to workers, one at a time on each device, and rows to the journal (MEASURING.md, rules 14 to 16).
+
+Needs no torch: the workers do. A subject that crashes, hangs or poisons its worker becomes a row with its reason; the
+worker is replaced, and the point is measured again without that subject. Nothing else of the sweep is lost.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import connection
+from typing import Any
+
+from invbench.grid import GridPoint
+from invbench.harness.settings import Settings, failed_rows
+from invbench.harness.worker import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome, Worker
+from invbench.journal import Entry, Journal, key_of
+from invbench.results import Status, machine_class
+from invbench.spec import InvbenchError
+
+START_SECONDS = 300.0  # to import torch from a cold disk
+TICK = 0.5
+QUIET_PHASE = 300.0  # between subjects: peaks, and memory with its own limit for each subject
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A point to measure, and the key under which the journal knows it."""
+
+    point: GridPoint
+    settings: Settings
+    key: str
+    skipped: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+
+    def without(self, label: str, status: Status, reason: str) -> Task:
+        """The same point, once a subject has shown that it takes the worker down."""
+        return replace(self, skipped={**self.skipped, label: (status, reason)})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to tell: what a device is doing (``line``), or a point that is done (``entry``)."""
+
+    device: str
+    task: Task
+    line: str = ""
+    entry: Entry | None = None
+
+
+@dataclass
+class _Lane:
+    """A device: its worker, and what that is working on."""
+
+    device: str
+    worker: Worker | None = None
+    task: Task | None = None
+    started: float = 0.0
+
+    def start(self, task: Task, spawn: Callable[[], Worker]) -> None:
+        """Give the worker a task."""
+        self.worker = self.worker or spawn()
+        self.task, self.started = task, time.monotonic()
+        case = replace(task.point.case, device=self.device)
+        self.worker.send(PointJob(case, task.settings, task.skipped))
+
+    def is_stuck(self, timeout: float) -> bool:
+        """Whether the running subject hangs; what happens between subjects has limits of its own."""
+        if self.worker is None or self.task is None:
+            return False
+        return self.worker.stuck_for() > (timeout if self.worker.beacon.label else max(timeout, QUIET_PHASE))
+
+    def retire(self) -> None:
+        """End the worker."""
+        if self.worker is not None:
+            self.worker.stop()
+        self.worker = self.task = None
+
+
+def greet(hello: Hello, tell: Callable[[str], None], spawn: Callable[[], Worker] = Worker) -> tuple[Worker, Welcome]:
+    """Start a worker and ask what there is; raises InvbenchError if it cannot be had."""
+    worker = spawn()
+    try:
+        answer = worker.ask(hello, tell, START_SECONDS)
+        if isinstance(answer, Welcome):
+            return worker, answer
+        label = worker.beacon.label
+        if isinstance(answer, Refusal):
+            raise InvbenchError(answer.reason)
+        who = f"--subject {label}: " if label else "the measuring process could not start: "
+        raise InvbenchError(f"{who}{worker.epitaph()[1]}")
+    except BaseException:
+        worker.stop()
+        raise
+
+
+def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) -> list[Task]:
+    """The points as tasks: a key each, by the point, the settings, the versions and the machine."""
+    tasks = []
+    for point in points:
+        own = replace(settings, baseline=point.baseline, custom=welcome.custom)
+        environment = environment_for(point.case.device, welcome)
+        identity = {
+            "case": {**point.case.to_dict(), "device": kind_of(point.case.device)},
+            "settings": {name: value for name, value in asdict(own).items() if name != "asked_for"},
+            "versions": environment.get("versions"),
+            "python": environment.get("python"),
+            "commit": environment.get("commit"),
+            "threads": environment.get("threads", {}).get("variables"),
+            "machine": machine_class(environment),
+        }
+        tasks.append(Task(point, own, key_of(identity)))
+    return tasks
+
+
+def kind_of(device: str) -> str:
+    """The type of a device: ``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]
+
+
+def environment_for(device: str, welcome: Welcome) -> Mapping[str, Any]:
+    """The fingerprint of the machine with a device of that type."""
+    return next(found for name, found in welcome.environments.items() if kind_of(name) == kind_of(device))
+
+
+def check_alike(welcome: Welcome) -> None:
+    """Refuse devices of one type that are not alike: which of them measures a point is left to chance."""
+    by_kind: dict[str, dict[str, str]] = {}
+    for name, environment in welcome.environments.items():
+        by_kind.setdefault(kind_of(name), {})[name] = machine_class(environment)
+    for kind, classes in by_kind.items():
+        if len(set(classes.values())) > 1:
+            names = ", ".join(f"{name} {(welcome.environments[name].get('gpu') or {}).get('name')}" for name in classes)
+            raise InvbenchError(
+                f"--device spreads points over {kind} devices, which have to be alike: got {names}; "
+                "sweep each in a run of its own"
+            )
+
+
+def plans_of(tasks: Sequence[Task], worker: Worker) -> list[Plan]:
+    """What would happen at each point, without measuring any; raises InvbenchError where nothing could run."""
+    plans = []
+    for task in tasks:
+        answer = worker.ask(PlanJob(task.point.case, task.settings), lambda _: None, START_SECONDS)
+        if not isinstance(answer, Plan):
+            raise InvbenchError(answer.reason if isinstance(answer, Refusal) else worker.epitaph()[1])
+        plans.append(answer)
+    return plans
+
+
+def shuffled(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """The tasks in an order drawn from the seed."""
+    drawn = list(tasks)
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
+@dataclass
+class Sweep:
+    """Measures tasks on the devices of a welcome, each point in the journal before it is told.
+
+    timeout: seconds that one subject may run without a sign of life. All workers end with ``run``.
+    """
+
+    journal: Journal
+    welcome: Welcome
+    timeout: float
+    spawn: Callable[[], Worker] = Worker
+
+    def run(self, tasks: Sequence[Task], first: Worker | None = None) -> Iterator[Event]:
+        """Measure what the journal lacks. Devices of one type share the points of that type; types take turns.
+
+        first: a worker that is running already, for the first device.
+        """
+        lanes = [_Lane(device) for device in self.welcome.devices]
+        lanes[0].worker = first
+        try:
+            for kind in dict.fromkeys(map(kind_of, self.welcome.devices)):
+                lacking = (task for task in tasks if task.key not in self.journal.entries)
+                waiting = deque(task for task in lacking if kind_of(task.point.case.device) == kind)
+                yield from self._run_kind(waiting, [lane for lane in lanes if kind_of(lane.device) == kind])
+        finally:
+            for lane in lanes:
+                lane.retire()
+
+    def _run_kind(self, waiting: deque[Task], lanes: list[_Lane]) -> Iterator[Event]:
+        while waiting or any(lane.task for lane in lanes):
+            for lane in lanes:
+                if lane.task is None and waiting:
+                    lane.start(waiting.popleft(), self.spawn)
+            busy = {lane.worker.connection: lane for lane in lanes if lane.worker is not None and lane.task is not None}
+            for ready in connection.wait(list(busy), TICK):
+                yield from self._hear(busy[ready], waiting)  # type: ignore[index]  # it is one of those given
+            for lane in lanes:
+                if lane.is_stuck(self.timeout):
+                    how = Status.TIMEOUT, f"no sign of life for {self.timeout:g} s; raise --timeout"
+                    yield from self._lose(lane, waiting, how)
+
+    def _hear(self, lane: _Lane, waiting: deque[Task]) -> Iterator[Event]:
+        """Take one message of a worker: progress, a measured point, or its end."""
+        assert lane.worker is not None
+        assert lane.task is not None
+        message = lane.worker.read()
+        if isinstance(message, str):
+            yield Event(lane.device, lane.task, line=message)
+        elif isinstance(message, Measured):
+            yield self._record(lane, message)
+        elif isinstance(message, Lost):
+            how = Status.ERROR, f"{message.reason}; the device had to be reset"
+            yield from self._lose(lane, waiting, how, message.label)
+        else:
+            yield from self._lose(lane, waiting, None)
+
+    def _lose(
+        self, lane: _Lane, waiting: deque[Task], how: tuple[Status, str] | None, label: str | None = None
+    ) -> Iterator[Event]:
+        """Replace the worker. The point comes next, without the subject that took the worker down; where nobody knows
+        which that was, none of its subjects can be measured."""
+        assert lane.worker is not None
+        assert lane.task is not None
+        task = lane.task
+        status, reason = how or lane.worker.epitaph()
+        label = lane.worker.beacon.label if label is None else label
+        if label and label not in task.skipped:
+            waiting.appendleft(task.without(label, status, reason))
+            yield Event(lane.device, task, line=f"{label}: {reason}; measuring the point without it")
+        else:
+            rows = failed_rows(task.point.case, task.settings, status, reason)
+            yield self._record(lane, Measured(rows, None, {}))
+        lane.retire()
+
+    def _record(self, lane: _Lane, measured: Measured) -> Event:
+        """Write the point to the journal; its rows carry what differs from point to point."""
+        assert lane.task is not None
+        task, lane.task = lane.task, None
+        machine = machine_class(self.welcome.environments[lane.device])
+        rows = tuple(
+            replace(row, baseline=task.point.baseline, peaks=measured.peaks, machine=machine)
+            for row in measured.results
+        )
+        entry = Entry(task.key, rows, {"wall": time.monotonic() - lane.started, **measured.seconds})
+        self.journal.add(entry)
+        return Event(lane.device, task, entry=entry)

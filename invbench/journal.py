@@ -1,0 +1,222 @@
+"""A sweep's journal: append-only JSON Lines, each on disk before the next is measured (MEASURING.md, rule 14).
+
+A run writes a *header* (what was run, how, and on which machines) and then one *entry* for each point. An entry is
+found again by its key: a hash of the point, the settings, the versions and the machine. Whatever ends a sweep, all
+entries before it are whole; of the last line, a part may be there, which the next run removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from invbench.results import Result, ResultSet
+from invbench.spec import InvbenchError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measured point: its rows, and where the seconds went (``wall``, and of it ``timed``, by kind of work)."""
+
+    key: str
+    results: tuple[Result, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_line(self) -> dict[str, Any]:
+        """The line of the journal."""
+        return {"key": self.key, "seconds": dict(self.seconds), "results": [r.to_dict() for r in self.results]}
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> Entry:
+        """The inverse of ``to_line``."""
+        return cls(line["key"], tuple(Result.from_dict(row) for row in line["results"]), line["seconds"])
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run of the sweep measured, how, and where: fingerprints by ``results.machine_class``."""
+
+    command: str
+    created: str
+    tool_version: str
+    settings: Mapping[str, Any]
+    machines: Mapping[str, Mapping[str, Any]]
+
+    def to_line(self) -> dict[str, Any]:
+        """The line of the journal."""
+        return {
+            "journal": VERSION,
+            "tool": {"name": "invbench", "version": self.tool_version},
+            "command": self.command,
+            "created": self.created,
+            "settings": dict(self.settings),
+            "machines": {name: dict(found) for name, found in self.machines.items()},
+        }
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> Header:
+        """The inverse of ``to_line``."""
+        return cls(line["command"], line["created"], line["tool"]["version"], line["settings"], line["machines"])
+
+
+def key_of(point: Mapping[str, Any]) -> str:
+    """The key of a point: a hash of all that decides what is measured."""
+    text = json.dumps(point, sort_keys=True, default=str, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class Journal:
+    """A journal that is being written; ``open_journal`` makes it."""
+
+    def __init__(self, path: Path, file: BinaryIO, entries: dict[str, Entry], repaired: int) -> None:
+        self.path = path
+        self.entries = entries
+        self.repaired = repaired
+        """Bytes of a torn last line that were removed."""
+        self._file = file
+
+    def add_header(self, header: Header) -> None:
+        """Write that a run begins."""
+        self._append(header.to_line())
+
+    def add(self, entry: Entry) -> None:
+        """Write a point; when this returns it is on disk. If it cannot be, InvbenchError, and the journal is intact."""
+        self._append(entry.to_line())
+        self.entries[entry.key] = entry
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            _write_all(self._file.fileno(), data)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)  # half a line would have to be repaired
+            raise InvbenchError(
+                f"--journal {str(self.path)!r} cannot be written ({error.strerror}); its {len(self.entries)} point(s) "
+                "are kept: free some space, and run the same command with --resume"
+            ) from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Unbuffered: what is written is known, and nothing is tried again when the file is closed."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextmanager
+def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
+    """The journal at a path, locked against a second sweep, its torn last line removed.
+
+    Raises InvbenchError if another sweep has it, if it holds points and ``resume`` is false, if it is no journal, or if
+    it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(path))
+            file = stack.enter_context(path.open("ab+", buffering=0))
+            data = _read(file)
+            if data and not resume:
+                raise InvbenchError(
+                    f"--journal {str(path)!r} exists: add --resume to measure what it lacks, or choose another file"
+                )
+            whole = data[: data.rfind(b"\n") + 1]
+            entries = {entry.key: entry for entry in _parsed(whole, path) if isinstance(entry, Entry)}
+            file.truncate(len(whole))
+            _sync_folder(path)
+        except OSError as error:
+            raise InvbenchError(
+                f"--journal {str(path)!r} cannot be opened ({error.strerror or error}); "
+                "choose a file in a folder you may write"
+            ) from error
+        yield Journal(path, file, entries, len(data) - len(whole))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    import filelock
+
+    beside = path.with_name(f".{path.name}.lock")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise InvbenchError(f"--journal takes a file in a folder that exists: got {str(path)!r}; create the folder")
+    try:
+        with filelock.FileLock(beside, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InvbenchError(
+            f"--journal {str(path)!r} is in use by another sweep; wait for it, or choose another file"
+        ) from None
+
+
+def _sync_folder(path: Path) -> None:
+    """Make sure that the file's name is on disk, too."""
+    if os.name == "posix":
+        folder = os.open(path.resolve().parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _read(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _parsed(whole: bytes, path: Path) -> Iterator[Header | Entry]:
+    """The lines of a journal; raises InvbenchError that names the first one which is none."""
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if "journal" in line and line["journal"] != VERSION:
+                raise InvbenchError(f"version {line['journal']} is not {VERSION}")
+            yield Header.from_line(line) if "journal" in line else Entry.from_line(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvbenchError(
+                f"{path}:{number} is not a line of a sweep's journal ({type(error).__name__}: {error}); "
+                "name a journal, or remove the line"
+            ) from error
+
+
+def read_document(path: Path) -> ResultSet:
+    """All points of a journal as one document; a torn last line is left out.
+
+    Raises InvbenchError if it cannot be read, is no journal, or holds no run.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a sweep's journal") from error
+    lines = list(_parsed(data[: data.rfind(b"\n") + 1], path))
+    headers = [line for line in lines if isinstance(line, Header)]
+    if not headers:
+        raise InvbenchError(f"{path} holds no sweep: got {len(data)} bytes without a header; name a sweep's journal")
+    entries = {line.key: line for line in lines if isinstance(line, Entry)}  # the last one of a key counts
+    machines = {name: found for header in headers for name, found in header.machines.items()}
+    return document(entries.values(), headers[-1], machines)
+
+
+def document(
+    entries: Iterable[Entry], header: Header, machines: Mapping[str, Mapping[str, Any]], interrupted: bool = False
+) -> ResultSet:
+    """The result document of some entries, measured as the header says on those machines."""
+    rows = tuple(result for entry in entries for result in entry.results)
+    used = {
+        result.machine: machines[result.machine] for result in rows if result.machine and result.machine in machines
+    }
+    peaks, baselines = {str(result.peaks): result.peaks for result in rows}, {result.baseline for result in rows}
+    return ResultSet(
+        results=rows, command=header.command, created=header.created, tool_version=header.tool_version,
+        environment=next(iter(used.values()), next(iter(machines.values()), {})), settings=header.settings,
+        peaks=next(iter(peaks.values())) if len(peaks) == 1 else None,
+        baseline=next(iter(baselines)) if len(baselines) == 1 else None,
+        interrupted=interrupted, machines=used if len(used) > 1 else {},
+    )  # fmt: skip

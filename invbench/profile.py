@@ -1,0 +1,234 @@
+"""Sweep profiles: TOML files that name a study, its axes and how long each point may take.
+
+description = "what question it answers"
+budget = 6.0                    # seconds of measuring a point; also precision (percent), timeout, clock, cache
+backend = ["numba", "unfold"]   # all, if left out
+subject = ["package.module:factory"]
+constraints = ["H = W", "G = C / 16"]
+[axes]                          # the product of these, by the names of the command line's options
+C = [64, 128]
+W = "7:56:7"
+[on.cuda]                       # axes that differ on a type of device
+N = [64, 256]
+[[cases]]                       # axes that go together; each is a product with the rest
+C = 64
+W = 56
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invbench.expression import Expression
+from invbench.grid import AXES, FIELDS, NUMBERS, Axes, Grid, Values, check_value, parse_axis
+from invbench.ops import BACKENDS
+from invbench.spec import InvbenchError, require_choice
+
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+CLOCKS = ("eager", "device")
+CACHES = ("hot", "cold")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A study: its grid, and how its points are measured where the command line does not say (None: as usual)."""
+
+    name: str
+    description: str = ""
+    grid: Grid = field(default_factory=Grid)
+    backends: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    budget: float | None = None
+    precision: float | None = None
+    timeout: float | None = None
+    clock: str | None = None
+    cache: str | None = None
+
+
+def shipped() -> dict[str, Any]:
+    """The files of the profiles that come with invbench, by name."""
+    checkout = Path(__file__).parents[1] / "profiles" / "sweeps"
+    # Installed, the folder is a package of its own (pyproject.toml); a checkout that is run in place has none.
+    folder = checkout if checkout.is_dir() else importlib.resources.files("invbench.profiles")
+    files = {Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(".toml")}
+    return dict(sorted(files.items()))
+
+
+def source(name: str) -> str:
+    """The text of a shipped profile by its name, or of any by the path of its file; InvbenchError if there is none."""
+    files = shipped()
+    is_path = name.endswith(".toml") or "/" in name or "\\" in name
+    if not is_path and name not in files:
+        near = difflib.get_close_matches(name, files, 1)
+        hint = f"did you mean {near[0]}?" if near else "give the path of a .toml file for your own"
+        raise InvbenchError(f"no profile {name!r}: there are {', '.join(files)}; {hint}")
+    file = Path(name) if is_path else files[name]
+    try:
+        return str(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InvbenchError(f"profile {name!r} cannot be read ({reason}); `invbench profiles` lists names") from error
+
+
+def load(name: str) -> Profile:
+    """A shipped profile by its name, or any by the path of its file.
+
+    Raises InvbenchError that names the file, the line and the key of what is wrong.
+    """
+    return parse(source(name), Path(name).stem, name)
+
+
+def parse(text: str, name: str, path: str) -> Profile:
+    """The profile in a text; raises InvbenchError that names path, line and key."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvbenchError(f"{path} is not TOML: {error}; see `invbench profiles quick`") from error
+    read = _Reader(text, path)
+    take = read.table(document, "", _KEYS)
+    axes = read.axes(take.pop("axes", {}), "axes")
+    by_device = {
+        device: read.axes(table, f"on.{device}")
+        for device, table in read.table(take.pop("on", {}), "on", dict.fromkeys(DEVICE_TYPES, _table)).items()
+    }
+    cases = tuple(read.axes(case, "cases", index) for index, case in enumerate(take.pop("cases", [{}])))
+    return Profile(
+        name=name, description=take.pop("description", ""),
+        grid=Grid(axes, cases, by_device, take.pop("constraints", ())),
+        backends=take.pop("backend", ()), subjects=take.pop("subject", ()), **take,
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InvbenchError(f"it takes a number above 0: got {value!r}")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvbenchError(f"it takes text: got {value!r}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values or not all(isinstance(each, str) for each in values):
+        raise InvbenchError(f"it takes text or a list of texts: got {value!r}")
+    return tuple(values)
+
+
+def _expressions(value: Any) -> tuple[Expression, ...]:
+    return tuple(Expression(text, FIELDS) for text in _texts(value))
+
+
+def _backends(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    for name in names:
+        require_choice("backend", name, tuple(BACKENDS))
+    return tuple(dict.fromkeys(names))
+
+
+def _word(*choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        require_choice("it", _text(value), choices)
+        return str(value)
+
+    return convert
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvbenchError(f"it takes a table: got {value!r}")
+    return value
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+        raise InvbenchError(f"it takes [[cases]] tables: got {value!r}")
+    return value
+
+
+def _axis(name: str) -> Callable[[Any], Values]:
+    def convert(value: Any) -> Values:
+        items = value if isinstance(value, list) else [value]
+        if not items:
+            raise InvbenchError("it takes at least one value: got []")
+        found: list[int | str] = []
+        for item in items:
+            if isinstance(item, str):
+                found += parse_axis(name, item)
+            elif name in NUMBERS:
+                found.append(check_value(name, item))
+            else:
+                raise InvbenchError(f"it takes words: got {item!r}")
+        return tuple(dict.fromkeys(found))
+
+    return convert
+
+
+_AXIS_KEYS: dict[str, Callable[[Any], Any]] = {name: _axis(name) for name in AXES}
+_KEYS: dict[str, Callable[[Any], Any]] = {
+    "description": _text, "budget": _number, "precision": _number, "timeout": _number, "clock": _word(*CLOCKS),
+    "cache": _word(*CACHES), "backend": _backends, "subject": _texts, "constraints": _expressions,
+    "axes": _table, "on": _table, "cases": _tables,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Converts tables, and says in which line a key stands that cannot be converted."""
+
+    text: str
+    path: str
+
+    def table(
+        self, table: Mapping[str, Any], place: str, keys: Mapping[str, Callable[[Any], Any]], index: int | None = None
+    ) -> dict[str, Any]:
+        """The table's values, each converted by its key."""
+        found = {}
+        for key, value in table.items():
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, 1)
+                hint = f"did you mean {near[0]}?" if near else f"take one of {', '.join(keys)}"
+                raise self._error(place, key, index, f"there is no such key; {hint}")
+            try:
+                found[key] = keys[key](value)
+            except InvbenchError as error:
+                raise self._error(place, key, index, str(error)) from error
+        return found
+
+    def axes(self, table: Mapping[str, Any], place: str, index: int | None = None) -> Axes:
+        """A table of axes."""
+        found = self.table(table, place, _AXIS_KEYS, index)
+        if "G" in found and "group_channels" in found:
+            raise self._error(place, "group_channels", index, "G and group_channels say the same thing; give one")
+        return found
+
+    def _error(self, place: str, key: str, index: int | None, message: str) -> InvbenchError:
+        line = self._line(place, key, index)
+        name = f"{place}.{key}" if place else key
+        return InvbenchError(f"{self.path}:{line}: {name}: {message}")
+
+    def _line(self, place: str, key: str, index: int | None) -> int:
+        """Where the key stands: tomllib does not tell."""
+        here = list(self._lines_of(place, index))
+        return next((number for number, line in here if re.match(rf"\s*[\"']?{re.escape(key)}\b", line)), here[0][0])
+
+    def _lines_of(self, place: str, index: int | None) -> Iterator[tuple[int, str]]:
+        """The lines of a table, with their numbers; all lines where it is written in another way."""
+        lines = list(enumerate(self.text.splitlines(), 1))
+        headings = [(n, line.strip().strip("[] ").replace(" ", "")) for n, line in lines if line.lstrip()[:1] == "["]
+        starts = [n for n, heading in headings if heading == place] if place else [0]
+        if not starts:
+            return iter(lines)
+        start = starts[min(index or 0, len(starts) - 1)]
+        end = next((n for n, _ in headings if n > start), len(lines) + 1)
+        return ((n, line) for n, line in lines if start <= n < end)
