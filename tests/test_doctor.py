@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from invbench import advice, cli
+from invbench.cli.interrupts import held_back
 from invbench.diagnosis import (
     TOO_NOISY,
     Diagnosis,
@@ -537,6 +540,38 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Non
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "invbench: interrupted: a diagnosis is whole or none; run it again to have one\n"
+
+
+def test_ctrl_c_while_torch_is_imported_waits() -> None:
+    done: list[int] = []
+
+    def interrupt() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_held_back_in_a_thread_or_where_ctrl_c_is_ignored() -> None:
+    def enter() -> None:
+        with held_back():
+            done.append(1)
+
+    done: list[int] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done
 
 
 def test_ctrl_c_between_blocks_ends_it(small: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from invbench import __version__
 from invbench.cli import options
+from invbench.cli.interrupts import held_back
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.report import output
@@ -39,7 +40,8 @@ def doctor(
         with progress(quiet) as tell:
             tell("importing torch")
             keep_quiet()
-            from invbench.harness.doctor import diagnose
+            with held_back():
+                from invbench.harness.doctor import diagnose
 
             found = diagnose(device, threads, budget, tell)
     except KeyboardInterrupt as stop:

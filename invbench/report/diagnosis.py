@@ -37,6 +37,7 @@ def render_diagnosis(diagnosis: Diagnosis, as_json: bool, width: int | None = No
     console.print(Text(verdict(diagnosis), style="bold"))
     console.print(_facts(diagnosis))
     if diagnosis.noise.subjects:
+        console.print(Text(f"\nidentical code against itself, {diagnosis.noise.point}"), end="")
         console.print(_noise(diagnosis.noise))
     console.print(_findings(diagnosis.findings))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
@@ -151,8 +152,7 @@ def _facts(diagnosis: Diagnosis) -> Table:
 
 
 def _noise(noise: Noise) -> Table:
-    title = f"identical code against itself, {noise.point}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for subject in noise.subjects:
         table.add_column(subject.label, justify="right")
