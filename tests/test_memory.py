@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
-from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from invbench.harness import server
+from invbench.harness import memory, server
 from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
 from invbench.harness.settings import INVOLUTION, Subject
 from invbench.quantities import Memory
@@ -120,20 +117,24 @@ def test_cuda_peak_is_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @on_linux
-def test_the_pool_is_not_taken_away_from_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The pool's thread replaces a process that has done its one job; on a busy machine it comes late, and finds a pool
-    # that was shut down without waiting: a traceback on standard error, whatever --quiet says.
-    in_time = ProcessPoolExecutor._adjust_process_count
-    faults: list[str] = []
-
-    def late(pool: ProcessPoolExecutor) -> None:
-        time.sleep(0.2)
-        in_time(pool)
-
-    before = set(threading.enumerate())
-    monkeypatch.setattr(ProcessPoolExecutor, "_adjust_process_count", late)
-    monkeypatch.setattr(threading, "excepthook", lambda fault: faults.append(repr(fault.exc_value)))
+def test_a_child_that_has_measured_before_finds_the_same() -> None:
+    fresh = cpu_peaks([job(NAIVE, LARGE)], workers=1)[NAIVE]
     cpu_peaks([job(NAIVE, SMALL)], workers=1)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-    assert faults == []
+    again = cpu_peaks([job(NAIVE, LARGE)], workers=1)[NAIVE]
+    assert fresh.peak is not None
+    assert again.peak is not None
+    assert abs(again.peak - fresh.peak) < MIB // 2
+
+
+@on_linux
+def test_ctrl_c_ends_the_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(job: Job) -> None:
+        raise KeyboardInterrupt
+
+    cpu_peaks([job(NAIVE, SMALL)], workers=1)
+    (child,) = (each for subject, each in memory._children.items() if subject == NAIVE)
+    monkeypatch.setattr(memory, "_peak_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cpu_peaks([job(NAIVE, SMALL)], workers=1)
+    assert not child._process.is_alive()
+    assert not memory._children

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -39,27 +39,70 @@ class Job:
     layout: str
 
 
+class Child:
+    """A process that measures the memory of one subject, at as many points as it is asked for.
+
+    It has run nothing but that subject, so that no one else's memory can serve it. What it frees goes back to the
+    system at once (``server.MMAP_THRESHOLD``), so that no earlier point's memory can serve a later one either.
+    """
+
+    def __init__(self) -> None:
+        # A child of the fork server has run nothing before: neither torch's nor Numba's threads exist there yet.
+        context = multiprocessing.get_context("forkserver")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def peak(self, job: Job) -> Memory | None:
+        """The peak; None if the process failed, and is of no further use."""
+        try:
+            self._connection.send(job)
+            found = self._connection.recv() if self._connection.poll(TIMEOUT) else None
+        except (EOFError, OSError):
+            return None
+        return found if isinstance(found, Memory) else None
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+_children: dict[Subject, Child] = {}
+
+
 def cpu_peaks(jobs: Iterable[Job], workers: int) -> dict[Subject, Memory]:
-    """The peaks of all jobs, each in a fresh process, some at a time; ``UNKNOWN`` where one fails or cannot be had."""
+    """The peaks of all jobs, each subject in its own process, some at a time; ``UNKNOWN`` where one cannot be had."""
     jobs = list(jobs)
     if not server.has_high_water_mark() or not jobs:
         return {job.subject: UNKNOWN for job in jobs}
     server.start()
-    # A child of the fork server has run nothing before: neither torch's nor Numba's threads exist there yet.
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN),
-        max_tasks_per_child=1,
-    )  # fmt: skip
-    waiting: dict[Subject, Future[Memory]] = {}
+    pool = ThreadPoolExecutor(workers)
     try:
-        waiting = {job.subject: pool.submit(_peak_of, job) for job in jobs}
-        return {subject: _collect(future) for subject, future in waiting.items()}
+        return dict(zip((job.subject for job in jobs), pool.map(_peak_of, jobs), strict=True))
+    except BaseException:  # Ctrl-C: who waits for a child is not kept waiting
+        for child in list(_children.values()):
+            child.kill()
+        _children.clear()
+        raise
     finally:
-        if not all(future.done() for future in waiting.values()):  # one hangs, or Ctrl-C
-            for child in multiprocessing.active_children():
-                child.kill()
         pool.shutdown(cancel_futures=True)
+
+
+def _peak_of(job: Job) -> Memory:
+    try:
+        child = _children.get(job.subject)
+        if child is None:
+            child = _children[job.subject] = Child()
+        found = child.peak(job)
+    except (OSError, RuntimeError, ValueError):  # no process can be had
+        return UNKNOWN
+    if found is None:
+        _children.pop(job.subject, child).kill()
+        return UNKNOWN
+    return found
 
 
 def cuda_peak(runnable: Runnable) -> Memory:
@@ -73,15 +116,23 @@ def cuda_peak(runnable: Runnable) -> Memory:
     return Memory(torch.cuda.max_memory_allocated(device) - held, "cuda-allocator")
 
 
-def _collect(future: Future[Memory]) -> Memory:
-    try:
-        return future.result(timeout=TIMEOUT)
-    except (TimeoutError, BrokenProcessPool, RuntimeError, MemoryError, OSError, ValueError):
-        return UNKNOWN
+def _serve(connection: Connection) -> None:
+    """Runs in the child: answer jobs until the parent is gone; None where one fails."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = _high_water_mark(job)
+        except Exception:  # noqa: BLE001 -- the timed process has told what goes wrong
+            answer = None
+        connection.send(answer)
 
 
-def _peak_of(job: Job) -> Memory:
-    """Runs in the child: the resident high-water mark of one call, after a first one has compiled and cached."""
+def _high_water_mark(job: Job) -> Memory:
+    """The resident high-water mark of one call, after a first one has compiled and cached."""
     set_threads(job.case.threads)
     runnable = Runnable(job.subject, job.case, job.seed, job.layout)
     runnable.call()
