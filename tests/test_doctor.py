@@ -369,6 +369,14 @@ def test_a_gpu_that_tells_nothing(answers: dict[str, Any], gpu: Callable[..., Ob
     assert "throttled: not told" in page
 
 
+def test_a_torch_that_does_not_tell_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(DeviceGetHandleByUUID=lambda uuid: 1 / 0))
+    observed = vitals.Watch(torch.device("cuda")).finish(threads=1)
+    assert observed.gpu is not None
+    assert observed.gpu["clock_mhz"] is None
+
+
 # --- Floors, peaks, launches ---
 
 

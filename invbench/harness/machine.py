@@ -227,7 +227,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        **nvml.identity(properties.uuid),
+        **nvml.identity(getattr(properties, "uuid", None)),
     }
 
 

@@ -45,8 +45,9 @@ class Watch:
     """Looks at a device's machine from its making to ``finish``; ``look`` is cheap, and belongs between blocks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-        self._device = device
+        self._uuid: str | None = None
+        if device.type == "cuda":
+            self._uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "not told"))
         self._clocks: list[float] = []
         self._gpu: list[dict[str, Any]] = []
         self._before = _snapshot()
