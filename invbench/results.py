@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +36,8 @@ class Result:
     roofline_fraction: the least time that the machine's peaks allow, over the latency.
 
     Documents of several points say in each row what a document of one point says once: baseline, what the ratio is to;
-    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``.
+    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``; run, which document it is from,
+    where several measured the same case on the same machine.
     """
 
     subject: str
@@ -58,6 +60,7 @@ class Result:
     baseline: str | None = None
     peaks: Mapping[str, float] | None = None
     machine: str | None = None
+    run: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -91,7 +94,7 @@ class Result:
             "ratio": self.ratio and self.ratio.to_dict(),
             "warnings": list(self.warnings),
         }
-        optional = {name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine")}
+        optional = {name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine", "run")}
         return {**row, **{name: value for name, value in optional.items() if value is not None}}
 
     @classmethod
@@ -110,6 +113,7 @@ class Result:
             baseline=row.get("baseline"),
             peaks=row.get("peaks"),
             machine=row.get("machine"),
+            run=row.get("run"),
             **{
                 name: row[name]
                 for name in (
@@ -140,11 +144,18 @@ class ResultSet:
     machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def points(self) -> list[tuple[Result, ...]]:
-        """The rows of each point that was measured in one go: same case, machine and baseline, in order."""
-        points: dict[tuple[Case, str | None, str | None], list[Result]] = {}
+        """The rows of each point that was measured in one go: same case, machine, baseline and run, in order.
+
+        A subject that comes again begins a new point: a journal holds one twice where the versions changed.
+        """
+        points: dict[tuple[Case, str | None, str | None, str | None], list[dict[tuple[str, str], Result]]] = {}
         for result in self.results:
-            points.setdefault((result.case, result.machine, self.baseline_of(result)), []).append(result)
-        return [tuple(rows) for rows in points.values()]
+            key = (result.case, result.machine, self.baseline_of(result), result.run)
+            measured, row = points.setdefault(key, [{}]), (result.subject, result.backend)
+            if row in measured[-1]:
+                measured.append({})
+            measured[-1][row] = result
+        return [tuple(rows.values()) for measured in points.values() for rows in measured]
 
     def baseline_of(self, result: Result) -> str | None:
         """What the row's ratio is to."""
@@ -162,31 +173,34 @@ class ResultSet:
     def merged(cls, sets: Sequence[ResultSet], command: str, created: str) -> ResultSet:
         """One document of several: each row keeps its baseline, its peaks and its machine.
 
-        Settings are those that all have in common. Raises InvbenchError where there is nothing to merge.
+        Settings, and what is said of a machine, are what all have in common. A point that several documents measured
+        is several points, told apart by ``run``. Raises InvbenchError where there is nothing to merge.
         """
         if not sets:
             raise InvbenchError("no result documents: got none; name at least one file")
+        sets = [each for index, each in enumerate(sets) if each not in sets[:index]]  # a file that was named twice
         if len(sets) == 1:
             return sets[0]
         machines: dict[str, Mapping[str, Any]] = {}
         rows = []
+        again = _measured_again(sets)
         for each in sets:
             for result in each.results:
                 environment = each.environment_of(result)
                 name = machine_class(environment)
-                machines.setdefault(name, environment)
+                machines[name] = _common(machines.get(name, environment), environment)
+                run = result.run or (each.created if (result.case, name) in again else None)
                 rows.append(
-                    replace(result, baseline=each.baseline_of(result), peaks=each.peaks_of(result), machine=name)
+                    replace(
+                        result, baseline=each.baseline_of(result), peaks=each.peaks_of(result), machine=name, run=run
+                    )
                 )
         first = sets[0]
-        common = {
-            name: value for name, value in first.settings.items()
-            if all(name in each.settings and each.settings[name] == value for each in sets)
-        }  # fmt: skip
         baselines = {each.baseline for each in sets}
         return cls(
             results=tuple(rows), command=command, created=created, tool_version=first.tool_version,
-            environment=first.environment, settings=common,
+            environment=machines[machine_class(first.environment)] if len(machines) == 1 else first.environment,
+            settings=functools.reduce(_common, (each.settings for each in sets)),
             peaks=first.peaks if all(each.peaks == first.peaks for each in sets) else None,
             baseline=first.baseline if len(baselines) == 1 else None,
             interrupted=any(each.interrupted for each in sets), machines=machines if len(machines) > 1 else {},
@@ -251,6 +265,28 @@ def machine_class(environment: Mapping[str, Any]) -> str:
     names = ("model", "capability", "cores", "logical", "usable", "quota", "governor")
     parts = [[cpu.get(name) for name in names], [gpu.get(name) for name in ("name", "capability", "power_limit_w")]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are equal in both, objects field by field."""
+    found = {}
+    for name, value in one.items():
+        if isinstance(value, Mapping) and isinstance(other.get(name), Mapping):
+            found[name] = _common(value, other[name])
+        elif name in other and other[name] == value:
+            found[name] = value
+    return found
+
+
+def _measured_again(sets: Sequence[ResultSet]) -> set[tuple[Case, str]]:
+    """The cases that more than one document measured on one class of machine."""
+    seen: set[tuple[Case, str]] = set()
+    again: set[tuple[Case, str]] = set()
+    for each in sets:
+        own = {(result.case, machine_class(each.environment_of(result))) for result in each.results}
+        again |= seen & own
+        seen |= own
+    return again
 
 
 def find(results: Iterable[Result], subject: str) -> Result | None:

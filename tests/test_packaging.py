@@ -49,7 +49,15 @@ def test_dependencies_are_these_and_no_others() -> None:
 
 def test_the_extra_for_tests_has_what_the_tests_import() -> None:
     names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["test"]}
-    assert names == {"pytest", "hypothesis", "expecttest"}
+    assert names == {"invbench", "pytest", "hypothesis", "expecttest", "selenium"}
+    assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report]"
+
+
+def test_the_extra_for_reports_has_what_plots_and_parquet_need() -> None:
+    names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["report"]}
+    assert names == {"bokeh", "pyarrow"}
+    for name in ("page.js", "plots.js", "style.css"):
+        assert importlib.resources.files("invbench.report.web").joinpath(name).is_file()
 
 
 def test_installed_metadata() -> None:

@@ -14,16 +14,18 @@ import typer
 
 from invbench import __version__
 from invbench.cli.doctor import doctor
-from invbench.cli.listings import backends
+from invbench.cli.listings import backends, profiles
 from invbench.cli.op import op
 from invbench.cli.options import Interrupted, option
+from invbench.cli.report import compare, report
+from invbench.cli.sweep import sweep
 from invbench.report import output
 from invbench.spec import CASE_FIELDS, InvbenchError
 
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-COMMANDS = (op, backends, doctor)
+COMMANDS = (op, sweep, report, compare, backends, profiles, doctor)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in COMMANDS:

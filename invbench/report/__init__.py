@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from invbench.report.data import render_csv, render_json
-from invbench.report.page import render_html, render_markdown
+from invbench.report.data import render_csv, render_json, render_parquet
+from invbench.report.markdown import render_markdown
 from invbench.report.table import render_table
+from invbench.report.web import render_html
 from invbench.results import ResultSet
 from invbench.spec import InvbenchError
 
@@ -18,6 +19,8 @@ FORMATS: dict[str, Callable[[ResultSet], str]] = {
     "markdown": render_markdown,
     "html": render_html,
 }
+# Formats that are no text, and go to a file only.
+BINARY: dict[str, Callable[[ResultSet], bytes]] = {"parquet": render_parquet}
 SUFFIXES = {".txt": "table", ".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html"}
 
 

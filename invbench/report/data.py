@@ -1,14 +1,15 @@
-"""Formats for programs: the whole document as JSON, or a flat row for each result as CSV."""
+"""Formats for programs: the whole document as JSON, or a flat row for each result as CSV or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from invbench.report.text import printable
 from invbench.results import ResultSet
+from invbench.spec import InvbenchError
 
 
 def render_json(results: ResultSet) -> str:
@@ -18,15 +19,51 @@ def render_json(results: ResultSet) -> str:
 
 def render_csv(results: ResultSet) -> str:
     """One line a row, nested fields joined by dots; raw samples stay in the JSON."""
-    rows = [dict(_flat(result.to_dict())) for result in results.results]
-    # A field that is an object in one row and null in another would be a column of its own: only its parts are.
-    columns = dict.fromkeys(name for row in rows for name in row)
-    leaves = [name for name in columns if not any(other.startswith(f"{name}.") for other in columns)]
+    return csv_of([result.to_dict() for result in results.results])
+
+
+def render_parquet(results: ResultSet) -> bytes:
+    """The rows and columns of the CSV with their types; raises InvbenchError where pyarrow is not installed."""
+    try:
+        import pyarrow  # noqa: F401 -- pandas would say so in several lines
+    except ImportError as error:
+        raise InvbenchError(
+            "parquet needs pyarrow, which is not installed: pip install 'invbench[report]', or choose csv"
+        ) from error
+    import pandas as pd
+
+    columns, rows = flat_table([result.to_dict() for result in results.results])
+    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
+    file = io.BytesIO()
+    frame.astype({name: _type_of(frame[name]) for name in columns}).to_parquet(file, engine="pyarrow", index=False)
+    return file.getvalue()
+
+
+def _type_of(values: Iterable[object]) -> str:
+    """The column's type by what is in it; pandas would make whole numbers beside null floats, which cannot hold all."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds and kinds <= {int}:
+        return "Int64"
+    return "Float64" if kinds and kinds <= {int, float} else "string" if kinds == {str} else "object"
+
+
+def csv_of(objects: list[dict[str, Any]]) -> str:
+    """Objects as CSV, one line each."""
+    columns, rows = flat_table(objects)
     text = io.StringIO()
-    writer = csv.DictWriter(text, leaves, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().rstrip("\n")
+
+
+def flat_table(objects: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns of nested objects, joined by dots, and their flat rows."""
+    rows = [dict(_flat(each)) for each in objects]
+    # A field that is an object in one row and null in another would be a column of its own: only its parts are.
+    columns = dict.fromkeys(name for row in rows for name in row)
+    inner = {name[:end] for name in columns for end, letter in enumerate(name) if letter == "."}
+    return [name for name in columns if name not in inner], rows
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

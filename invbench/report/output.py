@@ -30,19 +30,18 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def write(path: Path, text: str) -> None:
-    """Write text to the file so that a reader sees the old content or the new, never half of it."""
+def write(path: Path, content: str | bytes) -> None:
+    """Write text or bytes to the file so that a reader sees the old content or the new, never half of it."""
+    data = f"{content}\n".encode() if isinstance(content, str) else content
     try:
         if not _is_replaceable(path):
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_bytes(data)
             return
         target = path.resolve()
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             part = Path(file.name)
             try:
-                file.write(text + "\n")
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
                 part.chmod(0o666 & ~_umask())

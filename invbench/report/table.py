@@ -1,4 +1,7 @@
-"""A table for a terminal: one where it is wide, speed and cost one below the other where it is narrow."""
+"""A table for a terminal: one where it is wide, speed and cost one below the other where it is narrow.
+
+Of many points, every row is one line with the axes that vary in front, and the columns that have no room are left out.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.report.text import columns, conclusion, machine, method, name_of, notes, title
+from invbench.points import points_of, varying
+from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, summary
+from invbench.report.headline import machine, method, sentences, title
+from invbench.report.notes import notes
 from invbench.results import ResultSet, Status
 
 
@@ -21,24 +28,68 @@ def render_table(results: ResultSet, width: int | None = None) -> str:
 
     width: columns; by default the terminal's. Colour only where standard output is a terminal and NO_COLOR is unset.
     """
-    width = width or shutil.get_terminal_size((100, 24)).columns
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    text = io.StringIO()
-    console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+    width = width or terminal_width()
+    text, console = canvas(width)
     for line in (title(results), machine(results), method(results)):
         console.print(Text(line))
-    whole = _table(results, ("speed", "cost"))
-    fits = console.measure(whole, options=console.options.update(width=10_000)).maximum <= width
-    for table in [whole] if fits else [_table(results, ("speed",)), _table(results, ("cost",))]:
-        console.print(table)
+    dropped = _print_points(results, console) if len(points_of(results)) > 1 else _print_point(results, console)
     for note in notes(results):
         console.print(Text(f"* {note}"))
-    console.print(Text(conclusion(results), style="bold"))
+    if dropped:
+        console.print(Text(f"* no room for {', '.join(dropped)}: --format markdown, csv or html has them"))
+    for sentence in sentences(results):
+        console.print(Text(sentence, style="bold"))
+    return finished(text)
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, or 100."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def canvas(width: int) -> tuple[io.StringIO, Console]:
+    """Where to draw; coloured only if it will be seen."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    text = io.StringIO()
+    return text, Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+
+
+def finished(text: io.StringIO) -> str:
+    """What was drawn, without blanks at the ends of lines."""
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+def empty_table() -> Table:
+    """The style of all tables."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+
+
+def fits(table: Table, console: Console, width: int) -> bool:
+    """Whether no column would have to be folded."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= width
+
+
+def table_of(grid: Grid) -> Table:
+    """A table of texts."""
+    table = empty_table()
+    for index, heading in enumerate(grid.headings):
+        leads = index < grid.leading
+        table.add_column(heading, justify="left" if leads else "right", no_wrap=leads, overflow="fold")
+    for line in grid.rows:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def _print_point(results: ResultSet, console: Console) -> list[str]:
+    whole = _table(results, ("speed", "cost"))
+    parts = [("speed", "cost")] if fits(whole, console, console.width) else [("speed",), ("cost",)]
+    for part in parts:
+        console.print(_table(results, part))
+    return []
+
+
 def _table(results: ResultSet, parts: tuple[str, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = empty_table()
     table.add_column("backend", no_wrap=True)
     shown = [column for column in columns(results) if column.part in parts]
     for column in shown:
@@ -46,4 +97,49 @@ def _table(results: ResultSet, parts: tuple[str, ...]) -> Table:
     for result in results.results:
         style = "" if result.status is Status.OK else "dim"
         table.add_row(name_of(result), *(column.cell(result) for column in shown), style=style)
+    return table
+
+
+def _print_points(results: ResultSet, console: Console) -> list[str]:
+    """All rows and then a line for each point; the headings of the columns that had no room."""
+    everything = columns(results)
+    shown: list[Column] = []
+    for column in sorted(everything, key=lambda column: -column.keep):
+        more = [each for each in everything if each in shown or each is column]
+        if not shown or fits(_widest(results, more), console, console.width):
+            shown = more
+    console.print(_rows(results, shown))
+    console.print(table_of(summary(results)))
+    return [column.heading for column in everything if column not in shown]
+
+
+def _widest(results: ResultSet, shown: Sequence[Column]) -> Table:
+    """A table of one line that is as wide as that of all rows: measuring thousands of lines takes seconds."""
+    points = points_of(results)
+    columns = [
+        *([axis_text(point.axes[axis]) for point in points] for axis in varying(points)),
+        [name_of(row) for row in results.results],
+        *([column.cell(row) for row in results.results] for column in shown),
+    ]
+    line = [Cell(max(cells, key=len)) for cells in columns]
+    return table_of(Grid([*axis_headings(points), "backend", *(column.heading for column in shown)], 0, [line]))
+
+
+def _rows(results: ResultSet, shown: Sequence[Column]) -> Table:
+    """Every row; a point's place on the axes stands in its first line, and a blank line follows its last."""
+    points = points_of(results)
+    axes = varying(points)
+    table = empty_table()
+    for heading in axis_headings(points):
+        table.add_column(heading, justify="left", overflow="fold")
+    table.add_column("backend", no_wrap=True)
+    for column in shown:
+        table.add_column(column.heading, justify="right", overflow="fold")
+    for point in points:
+        for index, row in enumerate(point.rows):
+            place = [axis_text(point.axes[axis]) if index == 0 else "" for axis in axes]
+            cells = [column.cell(row) for column in shown]
+            last = row is point.rows[-1] and point is not points[-1]
+            style = "" if row.status is Status.OK else "dim"
+            table.add_row(*map(Text, (*place, name_of(row), *cells)), style=style, end_section=last)
     return table

@@ -1,0 +1,236 @@
+"""Two result documents, the same points and subjects side by side: what changed from A to B. Pure.
+
+A and B were not measured in turns, so the ratio of their latencies carries whatever differed between the two runs.
+They are told apart only where their 95 % intervals of the median do not overlap, and only on one class of machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from invbench.quantities import Interval
+from invbench.results import Result, ResultSet, Status, machine_class
+from invbench.spec import Case
+from invbench.verdict import quotient
+
+# Fewer rounds than this give no 95 % interval.
+FEW = 6
+# A high-water mark of the kernel is off by some hundred KiB; a smaller difference is none (invbench.harness.memory).
+PAGES = 2**20
+COUNTS = ("params", "macs", "flop")
+# What changes by itself from run to run.
+VOLATILE = ("cpu.load", "cpu.memory", "cpu.affinity", "gpu.free", "gpu.processes")
+
+
+class Verdict(StrEnum):
+    """What became of a metric from A to B."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    LESS = "less"
+    MORE = "more"
+    SAME = "no difference"
+    INCONCLUSIVE = "inconclusive"
+    NOT_COMPARABLE = "not comparable"
+    ONLY_A = "only in A"
+    ONLY_B = "only in B"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one subject at one point in A and in B.
+
+    metric: latency (seconds), memory (bytes), params, macs or flop. ratio: B over A; of latencies with the interval
+    that the two intervals allow, of counts with no width. smallest_effect: the least slowdown, as a ratio, that two
+    intervals of these widths would have told. reason: why it is not comparable or inconclusive. machine: the class of
+    the machine, of A's if they differ.
+    """
+
+    case: Case
+    subject: str
+    backend: str
+    metric: str
+    verdict: Verdict
+    a: float | None = None
+    b: float | None = None
+    ratio: Interval | None = None
+    smallest_effect: float | None = None
+    reason: str | None = None
+    machine: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """One element of the comparison's ``changes``."""
+        ratio = self.ratio and {"median": self.ratio.median, "low": self.ratio.low, "high": self.ratio.high}
+        return {
+            "case": self.case.to_dict(), "subject": self.subject, "backend": self.backend, "metric": self.metric,
+            "verdict": str(self.verdict), "a": self.a, "b": self.b, "ratio": ratio,
+            "smallest_effect": self.smallest_effect, "reason": self.reason, "machine": self.machine,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes from A to B, and the settings, versions and flags that differ: by name, the values in A and B."""
+
+    a: ResultSet
+    b: ResultSet
+    changes: tuple[Change, ...]
+    differences: Mapping[str, tuple[Any, Any]]
+
+    def of(self, metric: str) -> list[Change]:
+        """The changes of one metric; a row that only one side has counts as one of latency."""
+        return [change for change in self.changes if change.metric == metric]
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        """How often each verdict on latency was given."""
+        return Counter(change.verdict for change in self.of("latency"))
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 5 if something could not be compared; it is no gate, so slower rows are 0."""
+        return 5 if any(change.verdict is Verdict.NOT_COMPARABLE for change in self.changes) else 0
+
+
+def compare(a: ResultSet, b: ResultSet) -> Comparison:
+    """What changed from A to B, in A's order; rows that only B has come last."""
+    in_a, in_b = _by_row(a), _by_row(b)
+    changes: list[Change] = []
+    for key in dict.fromkeys([*in_a, *in_b]):
+        changes += _row(in_a.get(key, {}), in_b.get(key, {}))
+    return Comparison(a, b, tuple(changes), _differences(a, b))
+
+
+def _by_row(results: ResultSet) -> dict[tuple[Case, str, str], dict[str, Result]]:
+    """The rows of each case, subject and backend, by class of machine; of several runs the last one counts."""
+    found: dict[tuple[Case, str, str], dict[str, Result]] = {}
+    for row in results.results:
+        machine = machine_class(results.environment_of(row))
+        found.setdefault((row.case, row.subject, row.backend), {})[machine] = row
+    return found
+
+
+def _row(a: Mapping[str, Result], b: Mapping[str, Result]) -> Iterator[Change]:
+    """The changes of one row, on each machine that both sides have."""
+    both = [machine for machine in a if machine in b]
+    for machine in both:
+        yield from (replace(change, machine=machine) for change in _metrics(a[machine], b[machine], None))
+    if a and b and not both:
+        (machine, before), after = next(iter(a.items())), next(iter(b.values()))
+        apart = "measured on machines of different classes"
+        yield from (replace(change, machine=machine) for change in _metrics(before, after, apart))
+        return
+    for rows, other, verdict in ((a, b, Verdict.ONLY_A), (b, a, Verdict.ONLY_B)):
+        for machine, row in rows.items():
+            if machine not in other:
+                a_side, b_side = (row.seconds, None) if verdict is Verdict.ONLY_A else (None, row.seconds)
+                only = Change(row.case, row.subject, row.backend, "latency", verdict, a_side, b_side)
+                yield replace(only, machine=machine)
+
+
+def _metrics(a: Result, b: Result, apart: str | None) -> Iterator[Change]:
+    """Latency if a side was timed, memory if a side knows it, and counts. apart: why latencies cannot be compared."""
+    if a.latency or b.latency:
+        yield _latency(a, b, apart)
+    if (a.memory and a.memory.peak is not None) or (b.memory and b.memory.peak is not None):
+        yield _memory(a, b)
+    for name in COUNTS:
+        before, after = getattr(a, name), getattr(b, name)
+        if before is not None or after is not None:
+            yield _count(a, name, before, after)
+
+
+def _latency(a: Result, b: Result, apart: str | None) -> Change:
+    apart = apart or _why_not(a, b)
+    if apart or a.latency is None or b.latency is None:
+        verdict = Verdict.NOT_COMPARABLE
+        return Change(a.case, a.subject, a.backend, "latency", verdict, a.seconds, b.seconds, reason=apart)
+    before, after = a.latency.interval, b.latency.interval
+    found, reason = Verdict.SAME, None
+    if min(before.count, after.count) < FEW:
+        found = Verdict.INCONCLUSIVE
+        reason = f"{min(before.count, after.count)} rounds give no 95 % interval: raise --budget to have {FEW}"
+    elif after.low > before.high:
+        found = Verdict.SLOWER
+    elif after.high < before.low:
+        found = Verdict.FASTER
+    smallest = quotient(before.high * after.median, before.median * after.low)
+    return Change(
+        a.case,
+        a.subject,
+        a.backend,
+        "latency",
+        found,
+        before.median,
+        after.median,
+        _over(before, after),
+        smallest,
+        reason,
+    )
+
+
+def _why_not(a: Result, b: Result) -> str | None:
+    for side, row in (("A", a), ("B", b)):
+        if row.status is not Status.OK or row.latency is None:
+            return f"{side}: {row.status}{f': {row.reason}' if row.reason else ''}"
+    assert a.latency
+    assert b.latency
+    for name in ("clock", "cache"):
+        before, after = getattr(a.latency, name), getattr(b.latency, name)
+        if before != after:
+            return f"another {name}: {before} in A, {after} in B"
+    return None
+
+
+def _over(a: Interval, b: Interval) -> Interval | None:
+    """B over A, as far as the ends of both intervals can be apart."""
+    if not (a.low and a.median and a.high):
+        return None
+    return Interval(b.median / a.median, b.low / a.high, b.high / a.low, min(a.count, b.count))
+
+
+def _memory(a: Result, b: Result) -> Change:
+    before, after = (row.memory.peak if row.memory else None for row in (a, b))
+    methods = [row.memory.method if row.memory else None for row in (a, b)]
+    if before is None or after is None:
+        side = "A" if before is None else "B"
+        reason = f"{side}: its memory is not known"
+        return Change(a.case, a.subject, a.backend, "memory", Verdict.INCONCLUSIVE, before, after, reason=reason)
+    if methods[0] != methods[1]:
+        reason = f"measured by {methods[0]} in A, by {methods[1]} in B"
+        return Change(a.case, a.subject, a.backend, "memory", Verdict.NOT_COMPARABLE, before, after, reason=reason)
+    return _count(a, "memory", before, after, resolution=PAGES if methods[0] == "vmhwm" else 0)
+
+
+def _count(row: Result, metric: str, a: float | None, b: float | None, resolution: int = 0) -> Change:
+    """The change of something that is counted: any difference above the resolution is one."""
+    if a is None or b is None:
+        verdict = Verdict.ONLY_B if a is None else Verdict.ONLY_A
+        return Change(row.case, row.subject, row.backend, metric, verdict, a, b)
+    found = Verdict.SAME if abs(b - a) <= resolution else Verdict.MORE if b > a else Verdict.LESS
+    ratio = quotient(b, a)
+    exact = None if ratio is None else Interval(ratio, ratio, ratio, 1)
+    return Change(row.case, row.subject, row.backend, metric, found, a, b, exact)
+
+
+def _differences(a: ResultSet, b: ResultSet) -> dict[str, tuple[Any, Any]]:
+    """Versions, flags and settings that are not the same on both sides."""
+    here, there = dict(_flat(_described(a))), dict(_flat(_described(b)))
+    names = [name for name in dict.fromkeys([*here, *there]) if not name.startswith(VOLATILE)]
+    return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
+
+def _described(results: ResultSet) -> dict[str, Any]:
+    return {"invbench": results.tool_version, **results.environment, "settings": results.settings}
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

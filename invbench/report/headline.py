@@ -1,0 +1,205 @@
+"""What stands above and below a table: what was measured, where and how, and the sentence that answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from invbench.points import (
+    CLASS,
+    CONVOLUTIONS,
+    Point,
+    Value,
+    Versus,
+    against,
+    classes,
+    machine_names,
+    points_of,
+    values_of,
+    varying,
+)
+from invbench.quantities import Interval
+from invbench.report.columns import axis_name, axis_text
+from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
+from invbench.results import ResultSet, find
+from invbench.spec import Scope
+from invbench.verdict import fastest_involution, paired_ratio
+
+# Fewer rounds than this give no 95 % interval.
+FEW = 6
+# More values of an axis than this are told as their first and last.
+MANY = 8
+
+
+def title(results: ResultSet) -> str:
+    """What all points share, and how many there are over which axes."""
+    points = points_of(results)
+    if not points:
+        return "no rows"
+    axes = varying(points)
+    fixed = {name: value for name, value in points[0].axes.items() if len(values_of(points, name)) == 1}
+    shared = _shared(fixed)
+    return shared if len(points) == 1 else f"{_over(points, axes)}: {shared}"
+
+
+def _shared(case: Mapping[str, Value]) -> str:
+    sizes = " ".join(f"{name}={case[name]}" for name in ("N", "C", "H", "W", "K", "G") if name in case)
+    parts = [sizes] if sizes else []
+    parts += [f"{name}={case[name]}" for name in ("stride", "dilation") if case.get(name, 1) != 1]
+    parts += [f"reduction={case['reduction']}"] if case.get("scope") == Scope.LAYER and "reduction" in case else []
+    parts += [f"padding {case['padding_mode']}"] if case.get("padding_mode", "zeros") != "zeros" else []
+    stored = " ".join(str(case[name]) for name in ("dtype", "layout") if name in case)
+    parts += [stored] if stored else []
+    timed = [str(case["mode"])] if "mode" in case else []
+    timed += [f"of the {case['scope']}"] if "scope" in case else []
+    parts += [" ".join(timed)] if timed else []
+    parts += [f"on {case['device']}"] if "device" in case else []
+    if case.get("device") == "cpu" and isinstance(case.get("threads"), int):
+        parts.append(plural(int(str(case["threads"])), "thread"))
+    return ", ".join(parts)
+
+
+def _over(points: Sequence[Point], axes: Sequence[str]) -> str:
+    told = []
+    for axis in axes:
+        values = [axis_text(value) for value in values_of(points, axis)]
+        many = f"{values[0]} to {values[-1]} ({len(values)} values)"
+        told.append(f"{axis_name(axis, list(points))} {', '.join(values) if len(values) <= MANY else many}")
+    return f"{len(points)} points over {'; '.join(told)}" if told else plural(len(points), "point")
+
+
+def machine(results: ResultSet) -> str:
+    """The machine, the versions and the peaks of the run; several machines one after the other."""
+    if not results.machines:
+        return _machine(results.environment, _peaks(results, None))
+    names = machine_names(results)
+    return " | ".join(
+        f"{printable(names[key])}: {_machine(environment, _peaks(results, key))}"
+        for key, environment in results.machines.items()
+    )
+
+
+def _machine(environment: Mapping[str, Any], peaks: Sequence[Mapping[str, float]]) -> str:
+    versions = environment.get("versions", {})
+    cpu, gpu = environment.get("cpu") or {}, environment.get("gpu")
+    parts = [f"{cpu.get('model')}, {cpu.get('usable')} cores, {cpu.get('capability')}"] if cpu else []
+    parts += [str(gpu.get("name"))] if gpu else []
+    parts += [f"{name} {versions[name]}" for name in ("torch", "triton" if gpu else "numba") if versions.get(name)]
+    if peaks:
+        units = (("matmul_flop_per_s", "GFLOP/s"), ("copy_bytes_per_s", "GB/s"))
+        told = [f"{_range([p[name] / 1e9 for p in peaks])} {unit}" for name, unit in units]
+        parts.append(f"peaks {', '.join(told)}")
+    return "; ".join(parts)
+
+
+def _peaks(results: ResultSet, key: str | None) -> list[Mapping[str, float]]:
+    rows = [row for row in results.results if key is None or row.machine == key]
+    found = {str(peaks): peaks for row in rows if (peaks := results.peaks_of(row))}
+    return list(found.values()) or ([results.peaks] if results.peaks else [])
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = three_digits(min(values)), three_digits(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def method(results: ResultSet) -> str:
+    """How the latencies were taken."""
+    timed = [result.latency for result in results.results if result.latency]
+    if not timed:
+        return "nothing was timed"
+    least, most = (pick(len(latency.blocks) for latency in timed) for pick in (min, max))
+    rounds = f"{least}" if least == most else f"{least} to {most}"
+    stops, clocks, caches = (
+        ", ".join(sorted({getattr(latency, name) for latency in timed})) for name in ("stop", "clock", "cache")
+    )
+    text = f"{rounds} rounds of interleaved blocks, {clocks} clock, {caches} cache; stopped on {stops}"
+    return f"{text}; seed {results.settings['seed']}" if "seed" in results.settings else text
+
+
+def conclusion(results: ResultSet) -> str:
+    """The answer: is involution cheaper than convolution here? A sentence for each class of points."""
+    return " ".join(sentences(results))
+
+
+def sentences(results: ResultSet) -> list[str]:
+    """The answer, a sentence for each class of points that may be averaged."""
+    points = points_of(results)
+    if len(points) <= 1:
+        return [_one_point(results)]
+    apart = classes(points)
+    named = [name for index, name in enumerate(CLASS) if len({kind[index] for kind in apart}) > 1]
+    return [_many_points(here, "Here" if not named else f"With {_kind(here[0], named)},") for here in apart.values()]
+
+
+def _kind(point: Point, named: Sequence[str]) -> str:
+    return ", ".join(f"{name} {axis_text(point.axes[name])}" for name in named)
+
+
+def _one_point(results: ResultSet) -> str:
+    best = fastest_involution(results.results)
+    if best is None:
+        return "No involution was timed, so there is nothing to conclude."
+    K = best.case.layer.K
+    kinds = {"conv2d": f"nn.Conv2d {K}x{K}", **({"conv2d-3x3": "nn.Conv2d 3x3"} if K != 3 else {})}
+    compared = []
+    for subject, kind in kinds.items():
+        convolution = find(results.results, subject)
+        ratio = convolution and paired_ratio(best, convolution)
+        if ratio:
+            compared.append(f"{than(ratio)} {kind}")
+    if not compared:
+        return f"The fastest involution here is {best.backend}; no convolution was timed beside it."
+    cost = ""
+    baseline = results.baseline_of(best)
+    if best.ratio and best.ratio.flop is not None and baseline:
+        cost = f", at {three_digits(best.ratio.flop)}x the FLOP"
+        cost += "" if best.ratio.memory is None else f" and {three_digits(best.ratio.memory)}x the peak memory"
+        cost += f" of {baseline}"
+    return f"Here involution ({best.backend}) is {' and '.join(compared)}{cost}."
+
+
+def than(ratio: Interval) -> str:
+    """``2.40x faster than``, or that the interval does not tell which is faster."""
+    if ratio.low <= 1 <= ratio.high:
+        return f"not distinguishable in speed ({three_digits(ratio.low)} to {three_digits(ratio.high)}x the time) from"
+    rounds = "" if ratio.count >= FEW else f"(from {ratio.count} round{'s' * (ratio.count > 1)} only) "
+    if abs(ratio.median - 1) < SAME:
+        return f"{rounds}as fast as"
+    return f"{rounds}{faster_or_slower(ratio.median)} than"
+
+
+def _many_points(points: Sequence[Point], where: str) -> str:
+    best = [point.best for point in points]
+    won = Counter(row.backend for row in best if row)
+    if not won:
+        return (
+            f"{where} no involution was timed at any of {plural(len(points), 'point')}: there is nothing to conclude."
+        )
+    sizes = {point.axes["K"] for point in points}
+    kinds = {"conv2d": f"nn.Conv2d {f'{k}x{k}' if (k := next(iter(sizes))) and len(sizes) == 1 else 'KxK'}"}
+    kinds |= {"conv2d-3x3": "nn.Conv2d 3x3"} if sizes != {3} else {}
+    told = [_versus(against(points, subject), kind) for subject, kind in kinds.items() if subject in CONVOLUTIONS]
+    fastest = spoken([f"{name} at {number}" for name, number in won.most_common()])
+    who = f"{where} the fastest involution ({fastest if len(won) > 1 else next(iter(won))})"
+    compared = [text for text in told if text]
+    if not compared:
+        return f"{who} was timed at {sum(won.values())} of {len(points)} points; no convolution was timed beside it."
+    missing = len(points) - max(len(against(points, subject).ratios) for subject in kinds)
+    rest = f"; {plural(missing, 'point')} without both" if missing else ""
+    return f"{who} beats {', and '.join(compared)}{rest}."
+
+
+def _versus(versus: Versus, kind: str) -> str:
+    if not versus.ratios:
+        return ""
+    medians = sorted(ratio.median for ratio in versus.ratios)
+    mean = faster_or_slower(versus.mean) if abs(versus.mean - 1) >= SAME else "as fast"
+    spread = f", from {faster_or_slower(medians[-1])} to {faster_or_slower(medians[0])}" if len(medians) > 1 else ""
+    few = sum(ratio.count < FEW for ratio in versus.ratios)
+    parts = [f"geometric mean {mean}{spread}"]
+    parts += [f"slower at {versus.slower}"] if versus.slower else []
+    parts += [f"not distinguishable at {versus.even}"] if versus.even else []
+    parts += [f"fewer than {FEW} rounds at {few}"] if few else []
+    return f"{kind} at {versus.faster} of {plural(len(medians), 'point')} ({'; '.join(parts)})"

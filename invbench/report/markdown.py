@@ -1,0 +1,34 @@
+"""Markdown for pull requests and READMEs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from invbench.points import points_of
+from invbench.report.columns import Grid, grid, summary
+from invbench.report.headline import machine, method, sentences, title
+from invbench.report.notes import notes
+from invbench.results import ResultSet
+
+
+def render_markdown(results: ResultSet) -> str:
+    """The answer, a table, and how it was measured; of many points a line each, and all rows below."""
+    lines = [f"**{sentence}**" for sentence in sentences(results)]
+    lines = ["  \n".join(lines), "", f"{title(results)}  ", f"{machine(results)}  ", method(results), ""]
+    if len(points_of(results)) > 1:
+        lines += [*markdown_table(summary(results)), "", f"All {len(results.results)} rows:", ""]
+    lines += [*markdown_table(grid(results)), "", *(f"* {note}" for note in notes(results))]
+    return "\n".join(lines).rstrip()
+
+
+def markdown_table(table: Grid) -> Iterable[str]:
+    """The lines of a table; the columns that lead are aligned left."""
+    right = len(table.headings) - table.leading
+    yield _row(table.headings)
+    yield _row([*["---"] * table.leading, *["---:"] * right])
+    yield from map(_row, table.rows)
+
+
+def _row(texts: list[str]) -> str:
+    escaped = [text.replace("|", "\\|") for text in texts]
+    return f"| {' | '.join(escaped)} |"
