@@ -8,8 +8,11 @@ from typing import Annotated
 
 from invbench import __version__
 from invbench.cli import options
+from invbench.cli.interrupts import held_back
 from invbench.cli.options import CACHES, CLOCKS, option
 from invbench.harness import keep_quiet, server
+from invbench.harness.blocks import Budget
+from invbench.harness.settings import Settings
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, output
 from invbench.report.progress import progress
@@ -71,29 +74,27 @@ def op(
         N, H, W, layer, device or "cpu", dtype, layout, Mode(mode), Scope(scope), 1 if threads is None else threads
     )
     file_format = options.file_format(file, format_name)
-    with progress(quiet) as tell:
-        tell("importing torch")
-        keep_quiet()
-        backends = tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS)
-        if device and device.startswith("cpu"):
-            server.start(backends)  # it imports torch, too: at the same time
-        from invbench.harness import machine
-        from invbench.harness.blocks import Budget
-        from invbench.harness.point import measure_point
-        from invbench.harness.settings import Settings
+    try:
+        with progress(quiet) as tell:
+            tell("importing torch")
+            keep_quiet()
+            backends = tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS)
+            if device and device.startswith("cpu"):
+                server.start(backends)  # it imports torch, too: at the same time
+            with held_back():
+                from invbench.harness import machine
+                from invbench.harness.point import measure_point
 
-        settings = Settings(
-            backends=backends,
-            asked_for=tuple(backend or ()),
-            baseline=None if baseline == "none" else baseline,
-            budget=Budget(seconds=budget, precision=precision / 100),
-            cache=cache, clock=clock, seed=seed, autotune=not no_autotune,
-        )  # fmt: skip
-        case = machine.complete(point, device, threads)
-        try:
-            measured = measure_point(case, settings, tell)
-        except KeyboardInterrupt as stop:
-            raise options.Interrupted("interrupted before anything was measured") from stop
+            settings = Settings(
+                backends=backends,
+                asked_for=tuple(backend or ()),
+                baseline=None if baseline == "none" else baseline,
+                budget=Budget(seconds=budget, precision=precision / 100),
+                cache=cache, clock=clock, seed=seed, autotune=not no_autotune,
+            )  # fmt: skip
+            measured = measure_point(machine.complete(point, device, threads), settings, tell)
+    except KeyboardInterrupt as stop:
+        raise options.Interrupted("interrupted before anything was measured") from stop
     results = ResultSet(
         results=measured.results, command=options.command_line(file),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

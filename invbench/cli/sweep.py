@@ -23,7 +23,7 @@ from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
 from invbench.harness.settings import Settings
 from invbench.harness.sweep import Event, Sweep, Task, check_alike, greet, kind_of, plans_of, shuffled, tasks_of
-from invbench.harness.worker import Hello, Welcome
+from invbench.harness.worker import STOP_SECONDS, Hello, Welcome
 from invbench.journal import Header, document, open_journal
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, output
@@ -133,7 +133,7 @@ def sweep(
         kept = None if dry_run else stack.enter_context(open_journal(path, resume))
         tell("starting the measuring process")
         worker, welcome = greet(hello, tell)
-        stack.callback(worker.stop)
+        stack.callback(worker.stop, STOP_SECONDS)
         check_alike(welcome)
         points, refused = grid.points(tuple(dict.fromkeys(map(kind_of, welcome.devices))), welcome.threads)
         tasks = tasks_of(points, settings, welcome)
@@ -210,9 +210,8 @@ def _run(sweep: Sweep, tasks: Sequence[Task], worker: Any, tell: Teller) -> bool
             spent = time.monotonic() - started
             if event.entry is None:
                 left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
-                tell(
-                    f"{done} of {lacking} points{left}; {_where(event, sweep)}{point_line(event.task.point)}: {event.line}"
-                )
+                where = f"{_where(event, sweep)}{point_line(event.task.point)}"
+                tell(f"{done} of {lacking} points{left}; {where}: {event.line}")
                 continue
             done += 1
             timed += event.entry.seconds.get("timed", 0.0)

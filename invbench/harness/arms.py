@@ -20,6 +20,7 @@ from invbench.results import Result, Status
 from invbench.spec import LAYOUTS, Case
 
 LAYOUT_TRIALS = 3
+HOPELESS = 2.0  # a layout that is so many times slower needs no second trial
 ROOM = 0.95  # share of the free memory that a point may plan with
 
 Skipped = Mapping[str, tuple[Status, str]]
@@ -66,13 +67,12 @@ class Preparation:
             layouts = (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
             prepared = [self._first_call(subject, layout) for layout in layouts]
             runnable, first_call, agreement = prepared[_fastest([ready[0] for ready in prepared], self.clock)]
-        except Exception as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
+        except (Exception, SystemExit) as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
             fail(arm, failure)
             self.watch.failed(subject.label, failure)
-            return arm
-        finally:
-            self.watch.running("")
-        self._record(arm, runnable, first_call, agreement)
+        else:
+            self._record(arm, runnable, first_call, agreement)
+        self.watch.running("")  # not where the process ends: it is this subject that has ended it
         return arm
 
     def _refusal(self, subject: Subject) -> tuple[Status, str] | None:
@@ -132,9 +132,12 @@ def gib(size: float) -> str:
 
 
 def _fastest(runnables: list[Runnable], clock: Clock) -> int:
-    """The index of the fastest of a few runnables, by alternating calls."""
+    """The index of the fastest of a few runnables, by alternating calls; one where a single call is clear enough."""
     if len(runnables) == 1:
         return 0
     samplers = [runnable.sampler(clock) for runnable in runnables]
-    times = [min(sample) for sample in zip(*([s(1) for s in samplers] for _ in range(LAYOUT_TRIALS)), strict=True)]
+    times = [sampler(1) for sampler in samplers]
+    if max(times) < HOPELESS * min(times):
+        for _ in range(LAYOUT_TRIALS - 1):
+            times = [min(best, sampler(1)) for best, sampler in zip(times, samplers, strict=True)]
     return times.index(min(times))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from invbench.spec import Case
 
 UNKNOWN = Memory(peak=None, method=None)
 TIMEOUT = 120.0
+END_SECONDS = 5.0
 
 # The kernel counts the pages of each thread in batches, so that a peak can be off by some hundred KiB: below this it
 # would be mostly error.
@@ -64,13 +66,33 @@ class Child:
         return found if isinstance(found, Memory) else None
 
     def kill(self) -> None:
-        """End the process."""
+        """End the process at once."""
         self._process.kill()
         self._process.join()
         self._connection.close()
 
+    def dismiss(self) -> None:
+        """Let the process end by itself, so that it leaves nothing behind."""
+        self._connection.close()
+
+    def join(self) -> None:
+        """Wait for a dismissed process, but not long."""
+        self._process.join(END_SECONDS)
+
 
 _children: dict[Subject, Child] = {}
+
+
+def _dismiss_children() -> None:
+    """Let all children end; multiprocessing would terminate them at exit, and then complain of what they leave."""
+    children = [_children.pop(subject) for subject in list(_children)]
+    for child in children:
+        child.dismiss()
+    for child in children:
+        child.join()
+
+
+util.Finalize(None, _dismiss_children, exitpriority=1)
 
 
 def cpu_peaks(jobs: Iterable[Job], workers: int) -> dict[Subject, Memory]:

@@ -205,12 +205,7 @@ def _check(run: _Run) -> None:
     refusals = {name: BACKENDS[name].refusal(device.type, case.dtype) for name in run.settings.asked_for}
     if refusals and all(refusals.values()):
         raise BackendUnavailableError("; ".join(f"--backend {name}: {why}" for name, why in refusals.items()))
-    cores = machine.usable_cores()
-    if case.threads > cores:
-        raise InvbenchError(
-            f"--threads {case.threads}: this process may use {cores} core(s); ask for at most {cores}, since "
-            "threads that share a core measure the scheduler"
-        )
+    machine.check_threads(case.threads)
     free, needed = machine.free_bytes(device), needed_bytes(case)
     if free is not None and needed > ROOM * free:
         raise OutOfRoomError(

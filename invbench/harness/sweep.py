@@ -16,7 +16,18 @@ from typing import Any
 
 from invbench.grid import GridPoint
 from invbench.harness.settings import Settings, failed_rows
-from invbench.harness.worker import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome, Worker
+from invbench.harness.worker import (
+    STOP_SECONDS,
+    Hello,
+    Lost,
+    Measured,
+    Plan,
+    PlanJob,
+    PointJob,
+    Refusal,
+    Welcome,
+    Worker,
+)
 from invbench.journal import Entry, Journal, key_of
 from invbench.results import Status, machine_class
 from invbench.spec import InvbenchError
@@ -73,9 +84,9 @@ class _Lane:
         return self.worker.stuck_for() > (timeout if self.worker.beacon.label else max(timeout, QUIET_PHASE))
 
     def retire(self) -> None:
-        """End the worker."""
+        """End the worker: at once if it is busy, otherwise in its own time."""
         if self.worker is not None:
-            self.worker.stop()
+            self.worker.stop(patience=0.0 if self.task else STOP_SECONDS)
         self.worker = self.task = None
 
 

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -133,7 +133,8 @@ class Worker:
         # Ctrl-C in a terminal reaches every process of the group; it is the parent that decides.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
-            self.process.start()
+            with _no_complaints():
+                self.process.start()
         finally:
             if handler is not None:
                 signal.signal(signal.SIGINT, handler)
@@ -170,9 +171,14 @@ class Worker:
             self._beats, self._since = beats, time.monotonic()
         return time.monotonic() - self._since
 
-    def stop(self) -> None:
-        """End the process and those that it has started, such as the ones that measure memory."""
+    def stop(self, patience: float = 0.0) -> None:
+        """End the process and those that it has started, such as the ones that measure memory.
+
+        patience: seconds in which they may end by themselves, so that they leave nothing behind.
+        """
         self.connection.close()
+        if patience:
+            self.process.join(patience)
         _kill_group(self.process.pid)
         self.process.kill()
         self.process.join(STOP_SECONDS)
@@ -186,6 +192,21 @@ class Worker:
         if code is not None and code < 0:
             return Status.ERROR, f"it crashed its process ({signal.Signals(-code).name})"
         return Status.ERROR, f"it ended its process (exit code {code})"
+
+
+@contextlib.contextmanager
+def _no_complaints() -> Iterator[None]:
+    """Numba's semaphores are left behind by a worker that crashes or is killed; Python's resource tracker, which starts
+    with the first worker, removes them, and need not say so."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _kill_group(leader: int | None) -> None:
