@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from invbench.quantities import Interval
+from invbench.quantities import FEWEST, Interval
 from invbench.results import Result, ResultSet, Status, machine_class
 from invbench.spec import Case
 from invbench.verdict import quotient
 
-# Fewer rounds than this give no 95 % interval.
-FEW = 6
 # A high-water mark of the kernel is off by some hundred KiB; a smaller difference is none (invbench.harness.memory).
 PAGES = 2**20
 COUNTS = ("params", "macs", "flop")
@@ -151,9 +149,9 @@ def _latency(a: Result, b: Result, apart: str | None) -> Change:
         return Change(a.case, a.subject, a.backend, "latency", verdict, a.seconds, b.seconds, reason=apart)
     before, after = a.latency.interval, b.latency.interval
     found, reason = Verdict.SAME, None
-    if min(before.count, after.count) < FEW:
+    if min(before.count, after.count) < FEWEST:
         found = Verdict.INCONCLUSIVE
-        reason = f"{min(before.count, after.count)} rounds give no 95 % interval: raise --budget to have {FEW}"
+        reason = f"{min(before.count, after.count)} rounds give no 95 % interval: raise --budget to have {FEWEST}"
     elif after.low > before.high:
         found = Verdict.SLOWER
     elif after.high < before.low:

@@ -14,6 +14,8 @@ from typing import Any
 from invbench.spec import InvbenchError
 
 CONFIDENCE = 0.95
+# Fewer values than this give no interval that holds the median with 95 %.
+FEWEST = 6
 
 
 class Unit(StrEnum):

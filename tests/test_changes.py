@@ -15,6 +15,7 @@ from test_results import document, row, samples
 
 from invbench.changes import Change, Verdict, compare
 from invbench.quantities import Memory
+from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS, verdict_sentence
 from invbench.results import Result, ResultSet, Status
 
@@ -151,6 +152,10 @@ def test_every_format_renders(pair: tuple[ResultSet, ResultSet], name: str, monk
         assert "not in turns" in " ".join(text.split())
     if name == "html":
         assert "<script>alert" not in text
+
+
+def test_there_is_a_comparison_in_every_format_of_text() -> None:
+    assert set(COMPARISON_FORMATS) == set(FORMATS)
 
 
 def test_json_has_everything() -> None:

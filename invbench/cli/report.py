@@ -9,12 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from invbench.changes import compare as changes_between
 from invbench.cli import options
 from invbench.cli.options import option
 from invbench.documents import load, load_all
 from invbench.report import BINARY, FORMATS, SUFFIXES, output
-from invbench.report.comparison import COMPARISON_FORMATS
 from invbench.spec import InvbenchError
 
 ALL_FORMATS: Mapping[str, Callable[..., str | bytes]] = {**FORMATS, **BINARY}
@@ -43,14 +41,17 @@ def report(
 def compare(
     a: Annotated[Path | None, typer.Argument(metavar="A", help="Result file, before.")] = None,
     b: Annotated[Path | None, typer.Argument(metavar="B", help="Result file, after.")] = None,
-    format_name: Annotated[str | None, option("--format", "Format. [default: table]", *COMPARISON_FORMATS)] = None,
+    format_name: Annotated[str | None, option("--format", "Format. [default: table]", *FORMATS)] = None,
     file: File = None,
 ) -> int:
     """Two result files, same points side by side: what became faster or slower from A to B."""
     if a is None or b is None:
         raise InvbenchError(f"compare takes two result files, A and B: got {'one' if a else 'none'}; name both")
-    chosen = _format(format_name, file, COMPARISON_FORMATS)
-    comparison = changes_between(load(a), load(b))
+    chosen = _format(format_name, file, FORMATS)
+    from invbench import changes
+    from invbench.report.comparison import COMPARISON_FORMATS
+
+    comparison = changes.compare(load(a), load(b))
     _give(COMPARISON_FORMATS[chosen](comparison), file)
     return comparison.exit_code
 

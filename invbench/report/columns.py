@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from invbench.points import CONVOLUTIONS, Point, points_of, square, varying
@@ -89,7 +89,7 @@ def grid(results: ResultSet) -> Grid:
     return Grid([*axis_headings(points), "backend", *(column.heading for column in shown)], len(axes) + 1, lines)
 
 
-def rows_of(points: list[Point]) -> Iterator[tuple[Point, Result]]:
+def rows_of(points: Iterable[Point]) -> Iterator[tuple[Point, Result]]:
     """Each row with its point."""
     return ((point, row) for point in points for row in point.rows)
 
@@ -112,12 +112,12 @@ def summary(results: ResultSet) -> Grid:
     return Grid(headings, len(axes) + 1, lines)
 
 
-def axis_headings(points: list[Point]) -> list[str]:
+def axis_headings(points: Sequence[Point]) -> list[str]:
     """The names of the varying axes as headings: ``H=W`` where all images are square."""
     return [axis_name(axis, points) for axis in varying(points)]
 
 
-def axis_name(axis: str, points: list[Point]) -> str:
+def axis_name(axis: str, points: Iterable[Point]) -> str:
     """How an axis is called: ``H=W`` where both vary and all images are square."""
     return "H=W" if axis == "H" and square(points) else axis
 

@@ -262,8 +262,9 @@ def _below(comparison: Comparison) -> list[str]:
     ]
     undecided = [c.smallest_effect for c in comparison.of("latency") if c.verdict is Verdict.SAME and c.smallest_effect]
     if undecided:
-        ends = [f"{pick(undecided) - 1:.1%}" for pick in (min, max)]
-        told.append(f"no difference: a slowdown of less than {' to '.join(dict.fromkeys(ends))} would not have shown")
+        least, most = (f"{pick(undecided) - 1:.1%}" for pick in (min, max))
+        noisiest = "" if least == most else f" (in the noisiest row, below {most})"
+        told.append(f"no difference: slowdowns below {least}{noisiest} would not have shown")
     for name, (a, b) in comparison.differences.items():
         told.append(printable(f"differs: {name}: {json.dumps(a)} in A, {json.dumps(b)} in B"))
     return told

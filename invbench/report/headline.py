@@ -19,15 +19,13 @@ from invbench.points import (
     values_of,
     varying,
 )
-from invbench.quantities import Interval
+from invbench.quantities import FEWEST, Interval
 from invbench.report.columns import axis_name, axis_text
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
 from invbench.spec import Scope
 from invbench.verdict import fastest_involution, paired_ratio
 
-# Fewer rounds than this give no 95 % interval.
-FEW = 6
 # More values of an axis than this are told as their first and last.
 MANY = 8
 
@@ -65,7 +63,7 @@ def _over(points: Sequence[Point], axes: Sequence[str]) -> str:
     for axis in axes:
         values = [axis_text(value) for value in values_of(points, axis)]
         many = f"{values[0]} to {values[-1]} ({len(values)} values)"
-        told.append(f"{axis_name(axis, list(points))} {', '.join(values) if len(values) <= MANY else many}")
+        told.append(f"{axis_name(axis, points)} {', '.join(values) if len(values) <= MANY else many}")
     return f"{len(points)} points over {'; '.join(told)}" if told else plural(len(points), "point")
 
 
@@ -164,7 +162,7 @@ def than(ratio: Interval) -> str:
     """``2.40x faster than``, or that the interval does not tell which is faster."""
     if ratio.low <= 1 <= ratio.high:
         return f"not distinguishable in speed ({three_digits(ratio.low)} to {three_digits(ratio.high)}x the time) from"
-    rounds = "" if ratio.count >= FEW else f"(from {ratio.count} round{'s' * (ratio.count > 1)} only) "
+    rounds = "" if ratio.count >= FEWEST else f"(from {ratio.count} round{'s' * (ratio.count > 1)} only) "
     if abs(ratio.median - 1) < SAME:
         return f"{rounds}as fast as"
     return f"{rounds}{faster_or_slower(ratio.median)} than"
@@ -196,10 +194,10 @@ def _versus(versus: Versus, kind: str) -> str:
         return ""
     medians = sorted(ratio.median for ratio in versus.ratios)
     mean = faster_or_slower(versus.mean) if abs(versus.mean - 1) >= SAME else "as fast"
-    spread = f", from {faster_or_slower(medians[-1])} to {faster_or_slower(medians[0])}" if len(medians) > 1 else ""
-    few = sum(ratio.count < FEW for ratio in versus.ratios)
-    parts = [f"geometric mean {mean}{spread}"]
-    parts += [f"slower at {versus.slower}"] if versus.slower else []
+    spread = f"geometric mean {mean}, from {faster_or_slower(medians[-1])} to {faster_or_slower(medians[0])}"
+    few = sum(ratio.count < FEWEST for ratio in versus.ratios)
+    parts = [spread if len(medians) > 1 else mean]
+    parts += [f"slower at {versus.slower}"] if versus.slower and len(medians) > 1 else []
     parts += [f"not distinguishable at {versus.even}"] if versus.even else []
-    parts += [f"fewer than {FEW} rounds at {few}"] if few else []
+    parts += [f"fewer than {FEWEST} rounds at {few}"] if few else []
     return f"{kind} at {versus.faster} of {plural(len(medians), 'point')} ({'; '.join(parts)})"

@@ -68,10 +68,10 @@ def _warnings(results: ResultSet) -> list[str]:
 
 def _warnings_over(points: Sequence[Point]) -> list[str]:
     found: dict[str, _Held] = {}
-    for point, row in rows_of(list(points)):
+    for point, row in rows_of(points):
         for warning in map(printable, row.warnings):
             found.setdefault(_without_numbers(warning), _Held()).add(point, row, warning)
-    timed = [row for _, row in rows_of(list(points)) if row.latency]
+    timed = [row for _, row in rows_of(points) if row.latency]
     everyone, names = len(timed), {name_of(row) for row in timed}
     told = []
     for held in found.values():
@@ -109,7 +109,7 @@ class _Held:
         if len(self.points) <= NAMED:
             return f"at {'; '.join(label(point, points) for point in self.points)}"
         shared = [
-            f"{axis_name(axis, list(points))}={axis_text(self.points[0].axes[axis])}"
+            f"{axis_name(axis, points)}={axis_text(self.points[0].axes[axis])}"
             for axis in axes if len({point.axes[axis] for point in self.points}) == 1
         ]  # fmt: skip
         return f"at {len(self.points)} of {len(points)} points{f', all with {spoken(shared)}' if shared else ''}"
@@ -118,7 +118,7 @@ class _Held:
 def label(point: Point, points: Sequence[Point]) -> str:
     """A point by its place on the axes that vary: ``K=3 H=W=14``."""
     axes = varying(points)
-    return " ".join(f"{axis_name(axis, list(points))}={axis_text(point.axes[axis])}" for axis in axes)
+    return " ".join(f"{axis_name(axis, points)}={axis_text(point.axes[axis])}" for axis in axes)
 
 
 def _without_numbers(text: str) -> str:

@@ -141,5 +141,6 @@ def _rows(results: ResultSet, shown: Sequence[Column]) -> Table:
             cells = [column.cell(row) for column in shown]
             last = row is point.rows[-1] and point is not points[-1]
             style = "" if row.status is Status.OK else "dim"
-            table.add_row(*map(Text, (*place, name_of(row), *cells)), style=style, end_section=last)
+            told = (Text(cell, style) for cell in (name_of(row), *cells))
+            table.add_row(*map(Text, place), *told, end_section=last)
     return table

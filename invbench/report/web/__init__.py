@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from invbench.points import CONVOLUTIONS, Point, classes, follows, informative, points_of, values_of, varying
@@ -77,6 +76,8 @@ def page(body: str, data: Mapping[str, Any], with_plots: bool = False) -> str:
 
 
 def _file(name: str) -> str:
+    from importlib import resources
+
     return resources.files("invbench.report.web").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -89,7 +90,7 @@ def _section(heading: str, inner: str) -> list[str]:
 
 
 def _tables(results: ResultSet, points: Sequence[Point]) -> list[str]:
-    rows = [row for _, row in rows_of(list(points))]
+    rows = [row for _, row in rows_of(points)]
     whole = table(grid(results), "row", range(len(rows)), (row.status is not Status.OK for row in rows))
     if len(points) <= 1:
         return _section("Rows", whole)
@@ -111,7 +112,7 @@ def _environment(results: ResultSet) -> str:
 
 
 def _choices(points: Sequence[Point]) -> dict[str, tuple[str, list[str]]]:
-    rows = [row for _, row in rows_of(list(points))]
+    rows = [row for _, row in rows_of(points)]
     own = {
         "subject": list(dict.fromkeys(row.subject for row in rows)),
         "backend": list(dict.fromkeys(row.backend for row in rows)),
@@ -126,7 +127,7 @@ def _map_choices(points: Sequence[Point]) -> str:
     if not axes:
         return ""
     across = next((axis for axis in axes[1:] if not follows(points, axes[0], axis)), "")
-    words = {axis: axis_name(axis, list(points)) for axis in axes}
+    words = {axis: axis_name(axis, points) for axis in axes}
     lists = [
         select("state", "map-x", "across", words, axes[0]),
         select("state", "map-y", "up", {"": "nothing", **words}, across),
@@ -241,7 +242,7 @@ def _axes(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [
         {
             "name": axis,
-            "label": axis_name(axis, list(points)),
+            "label": axis_name(axis, points),
             "values": [axis_text(v) for v in values_of(points, axis)],
         }
         for axis in varying(points)
@@ -277,7 +278,7 @@ def _row(point: Point, row: Result, axes: Sequence[str]) -> dict[str, Any]:
 
 def _units(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Scales that suit the values: one unit for all figures of a quantity."""
-    times = sorted(row.seconds for _, row in rows_of(list(points)) if row.seconds)
+    times = sorted(row.seconds for _, row in rows_of(points) if row.seconds)
     middle = times[len(times) // 2] if times else 1e-3
     scale, label = next(
         ((s, u) for least, s, u in ((1.0, 1.0, "s"), (1e-4, 1e3, "ms")) if middle >= least), (1e6, "us")

@@ -30,7 +30,26 @@ function columns(records, names) {
 
 const MARKS = ["x", "y", "low", "high", "told", "name", "place", "marker", "color", "fill"];
 
+// Ticks of a logarithmic axis: powers of ten over many decades, ever more between them over few. Bokeh's own ones stand
+// too close over one or two decades.
+function ticksBetween(low, high) {
+  const decades = Math.log10(high / low);
+  const steps = decades > 3.5 ? [1] : decades > 2 ? [1, 3] : decades > 1 ? [1, 2, 5] : decades > 0.5 ? [1, 1.5, 2, 3, 5, 7] : [1, 1.2, 1.5, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9];
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power += 1) {
+    ticks.push(...steps.map((step) => Number(`${step}e${power}`)));
+  }
+  return ticks;
+}
+
+function setTicks(axis, values) {
+  if (axis.ticker.name === "by-data" && values.length) axis.ticker.ticks = ticksBetween(Math.min(...values), Math.max(...values));
+}
+
 function setMarks(figure, marks) {
+  const across = figure.spec.kind === "names";
+  setTicks(figure.model.below[0], marks.flatMap((each) => (across ? [each.low, each.high] : [each.x])));
+  setTicks(figure.model.left[0], marks.flatMap((each) => [each.low, each.high]));
   figure.source("marks").data = columns(marks, MARKS);
 }
 

@@ -49,7 +49,7 @@ class Plot:
 def styles(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Colour, marker and whether it is filled, for each name; the same name looks the same in every document."""
     found: dict[str, dict[str, Any]] = {}
-    for _, row in rows_of(list(points)):
+    for _, row in rows_of(points):
         name = name_of(row)
         colour, marker = KNOWN.get(name, (len(found), len(found) // 2))
         found.setdefault(name, {
@@ -63,7 +63,7 @@ def plots(results: ResultSet, points: Sequence[Point], units: Mapping[str, Mappi
     """Every figure for which there are values. Raises ImportError where Bokeh is not installed."""
     import bokeh.plotting  # noqa: F401 -- before anything is drawn
 
-    rows = [row for _, row in rows_of(list(points))]
+    rows = [row for _, row in rows_of(points)]
     found: list[Plot] = []
     if any(row.latency for row in rows):
         found += _maps(points)
@@ -91,7 +91,7 @@ def _against(points: Sequence[Point], quantity: str, noun: str, unit: str, axes:
         spec = {"kind": "names", "quantity": quantity}
         yield Plot(noun, f"{noun} of each subject", _by_name(list(styles(points)), label), spec)
     for axis in axes:
-        name = axis_name(axis, list(points))
+        name = axis_name(axis, points)
         values = values_of([p for p in points if p.axes[axis] is not None], axis)
         numbers = [value for value in values if isinstance(value, int)] if is_numeric(axis) else []
         made = _by_axis(numbers, [axis_text(value) for value in values], AXIS_WORDS.get(name, name), label)
@@ -100,12 +100,11 @@ def _against(points: Sequence[Point], quantity: str, noun: str, unit: str, axes:
 
 
 def _by_axis(numbers: Sequence[int], texts: Sequence[str], x_label: str, y_label: str) -> Figure:
-    from bokeh.models import ColumnDataSource, FixedTicker, NumeralTickFormatter
+    from bokeh.models import ColumnDataSource, FixedTicker
 
     if numbers:
         made = _figure(x_axis_type="log", y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
         made.x_range.update(range_padding=0.08)
-        made.xaxis.formatter = NumeralTickFormatter(format="0")
         if _apart(numbers):
             made.xaxis.ticker = FixedTicker(ticks=list(numbers))
         lines = ColumnDataSource({"xs": [], "ys": [], "color": [], "dash": []}, name="lines")
@@ -114,7 +113,6 @@ def _by_axis(numbers: Sequence[int], texts: Sequence[str], x_label: str, y_label
         made = _figure(x_range=list(texts), y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
         made.xaxis.major_label_orientation = 0.5 if sum(map(len, texts)) > 40 else "horizontal"
         made.xgrid.visible = False
-    made.yaxis.formatter = NumeralTickFormatter(format="0.[0000]")
     _marks(made, "x", "low", "x", "high")
     return made
 
@@ -127,11 +125,8 @@ def _apart(numbers: Sequence[int]) -> bool:
 
 
 def _by_name(names: Sequence[str], label: str) -> Figure:
-    from bokeh.models import NumeralTickFormatter
-
     height = 90 + 30 * len(names)
     made = _figure(x_axis_type="log", y_range=list(reversed(names)), x_axis_label=label, height=height)
-    made.xaxis.formatter = NumeralTickFormatter(format="0.[0000]")
     _marks(made, "low", "y", "high", "y")
     return made
 
@@ -152,16 +147,13 @@ def _marks(made: Figure, x0: str, y0: str, x1: str, y1: str) -> None:
 
 
 def _roofline(results: ResultSet, points: Sequence[Point]) -> Iterator[Plot]:
-    from bokeh.models import NumeralTickFormatter
-
-    rows = [row for _, row in rows_of(list(points)) if row.flop and row.bytes_min and row.seconds]
+    rows = [row for _, row in rows_of(points) if row.flop and row.bytes_min and row.seconds]
     intensities = [row.flop / row.bytes_min for row in rows if row.flop and row.bytes_min]
     if not intensities:
         return
     made = _figure(
         x_axis_type="log", y_axis_type="log", x_axis_label="FLOP per byte", y_axis_label="GFLOP/s", height=380
     )
-    made.xaxis.formatter = made.yaxis.formatter = NumeralTickFormatter(format="0.[0000]")
     roofs = roofs_of(results, points)
     left = min(intensities) / 2
     right = max([2 * max(intensities), *(2 * roof.ridge for roof in roofs)])
@@ -193,7 +185,7 @@ def roofs_of(results: ResultSet, points: Sequence[Point]) -> list[Roof]:
     """For each machine, device and type the medians of its runs' peaks."""
     found: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
     apart = [axis for axis in ("machine", "device", "dtype") if len(values_of(points, axis)) > 1]
-    for point, row in rows_of(list(points)):
+    for point, row in rows_of(points):
         peaks = results.peaks_of(row)
         if peaks and row.latency:
             found.setdefault(tuple(axis_text(point.axes[axis]) for axis in apart), []).append(peaks)
@@ -236,7 +228,7 @@ def _map() -> Figure:
     labels: dict[float | str, Any] = {-3: "1/8", -2: "1/4", -1: "1/2", 0: "1", 1: "2", 2: "4", 3: "8"}
     bar = ColorBar(
         color_mapper=mapper, ticker=FixedTicker(ticks=list(range(-3, 4))), major_label_overrides=labels, width=12,
-        background_fill_alpha=0, major_label_text_font_size="12px", padding=4,
+        background_fill_alpha=0, major_label_text_font=FONT, major_label_text_font_size="12px", padding=4,
     )  # fmt: skip
     made.add_layout(bar, "right")
     tips = [("", "@told"), ("points", "@count")]
@@ -245,6 +237,7 @@ def _map() -> Figure:
 
 
 def _figure(**fields: Any) -> Figure:
+    from bokeh.models import FixedTicker, NumeralTickFormatter
     from bokeh.plotting import figure
 
     made = figure(**{
@@ -256,7 +249,10 @@ def _figure(**fields: Any) -> Figure:
     made.background_fill_alpha = 0
     made.border_fill_alpha = 0
     made.outline_line_color = None
-    for axis in (*made.xaxis, *made.yaxis):
+    for axis, kind in ((made.xaxis[0], fields.get("x_axis_type")), (made.yaxis[0], fields.get("y_axis_type"))):
+        if kind == "log":
+            axis.ticker = FixedTicker(ticks=[], name="by-data")
+            axis.formatter = NumeralTickFormatter(format="0.[00000]")
         axis.axis_label_text_font = axis.major_label_text_font = FONT
         axis.axis_label_text_font_size, axis.major_label_text_font_size = "13px", "12px"
         axis.axis_label_text_font_style = "normal"
