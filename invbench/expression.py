@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from invbench.spec import DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
+from invbench.spec import BASELINES, DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
 
-WORDS = {*DTYPES, *LAYOUTS, *PADDING_MODES, *map(str, Mode), *map(str, Scope), "cpu", "cuda", "mps", "xpu"}
+WORDS = {
+    *DTYPES, *LAYOUTS, *PADDING_MODES, *map(str, Mode), *map(str, Scope), *BASELINES, "cpu", "cuda", "mps", "xpu",
+}  # fmt: skip
+
+LONGEST = 80  # characters of a text that a message repeats
 
 _EXAMPLE = "try H = W, G = C / 16, or C >= 64 and mode = train"
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -35,23 +40,39 @@ class Expression:
     """The fields it may use."""
 
     def __post_init__(self) -> None:
+        called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Name) and node.id not in (*self.names, *WORDS, *_FUNCTIONS):
+            known = (*self.names, *WORDS, *(_FUNCTIONS if id(node) in called else ()))
+            if isinstance(node, ast.Name) and node.id not in known:
                 raise InvbenchError(
-                    f"{self.text!r} names {node.id!r}, which is no field: take {', '.join(self.names)}; {_EXAMPLE}"
+                    f"{self._shown} names {node.id!r}, which is no field: take {', '.join(self.names)}; {_EXAMPLE}"
                 )
         self._compiled  # noqa: B018 -- refuses what it cannot evaluate
 
+    @property
+    def _shown(self) -> str:
+        """The text in a message, of which a person sees the beginning."""
+        return repr(self.text if len(self.text) <= LONGEST else f"{self.text[:LONGEST]}...")
+
     @cached_property
     def _tree(self) -> ast.expr:
+        text = re.sub(r"(?<![=!<>])=(?!=)", "==", self.text).strip()
+        for word in BASELINES:
+            if not word.isidentifier():
+                text = re.sub(rf"""(?<!['"\w]){word}(?!['"\w])""", repr(word), text)
         try:
-            return ast.parse(re.sub(r"(?<![=!<>])=(?!=)", "==", self.text).strip(), mode="eval").body
-        except (SyntaxError, ValueError) as error:
-            raise InvbenchError(f"{self.text!r} cannot be read as a condition; {_EXAMPLE}") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # what Python merely doubts would be a line more on standard error
+                return ast.parse(text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError, Warning) as error:
+            raise InvbenchError(f"{self._shown} cannot be read as a condition; {_EXAMPLE}") from error
 
     @cached_property
     def _compiled(self) -> Callable[[Mapping[str, Any]], Any]:
-        return self._build(self._tree)
+        try:
+            return self._build(self._tree)
+        except RecursionError as error:
+            raise InvbenchError(f"{self._shown} has too many parts; {_EXAMPLE}") from error
 
     @cached_property
     def definition(self) -> tuple[str, Callable[[Mapping[str, Any]], Any]] | None:
@@ -71,8 +92,9 @@ class Expression:
         def evaluate(fields: Mapping[str, Any]) -> Any:
             try:
                 return function(fields)
-            except (ArithmeticError, TypeError, ValueError) as error:
-                raise InvbenchError(f"{self.text!r} has no value here ({error}); {_EXAMPLE}") from error
+            except (ArithmeticError, TypeError, ValueError, MemoryError, RecursionError) as error:
+                reason = str(error) or "it is too large"
+                raise InvbenchError(f"{self._shown} has no value here ({reason}); {_EXAMPLE}") from error
 
         return evaluate
 
@@ -105,10 +127,8 @@ class Expression:
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
                 parts = [build(argument) for argument in arguments]
                 return lambda fields: _FUNCTIONS[name](*(part(fields) for part in parts))
-        raise InvbenchError(f"{self.text!r} has a part that is not allowed: {ast.unparse(node)!r}; {_EXAMPLE}")
+        raise InvbenchError(f"{self._shown} has a part that is not allowed: {ast.unparse(node)!r}; {_EXAMPLE}")
 
 
 def _chain(values: list[Any], functions: list[Callable[[Any, Any], Any]]) -> bool:
-    return all(
-        function(left, right) for function, left, right in zip(functions, values, values[1:], strict=False)
-    )  # fmt: skip
+    return all(function(left, right) for function, left, right in zip(functions, values, values[1:], strict=False))

@@ -86,15 +86,11 @@ class Grid:
 
     def with_axes(self, axes: Axes, filters: tuple[Expression, ...] = ()) -> Grid:
         """The grid with other values for some axes, wherever it had any, and more filters."""
-        replaced = {name for axis in axes for name in _SAME.get(axis, (axis,))}
-
-        def without(old: Axes) -> dict[str, Values]:
-            return {name: values for name, values in old.items() if name not in replaced}
-
-        cases = tuple(dict.fromkeys(_frozen(without(case)) for case in self.cases))
+        replaced = _names_of(axes)
+        cases = tuple(dict.fromkeys(tuple(_without(case, replaced).items()) for case in self.cases))
         return Grid(
-            {**without(self.axes), **axes}, tuple(dict(case) for case in cases),
-            {device: without(old) for device, old in self.by_device.items()},
+            _replaced(self.axes, axes), tuple(dict(case) for case in cases),
+            {device: _without(old, replaced) for device, old in self.by_device.items()},
             tuple(c for c in self.constraints if not (c.definition and c.definition[0] in replaced - set(_SQUARE))),
             (*self.filters, *filters),
         )  # fmt: skip
@@ -102,8 +98,8 @@ class Grid:
     def points(self, devices: tuple[str, ...], threads: int) -> tuple[list[GridPoint], list[Refused]]:
         """The points on each type of device, none twice, and the combinations that are none.
 
-        threads: for points that name none. Raises InvbenchError for a constraint that cannot be evaluated, and for more
-        than ``MOST_POINTS`` combinations.
+        threads: for points that name none. A combination for which a constraint has no value is none. Raises
+        InvbenchError for a filter that has no value, and for more than ``MOST_POINTS`` combinations.
         """
         points: dict[GridPoint, None] = {}
         refused: list[Refused] = []
@@ -122,7 +118,8 @@ class Grid:
     def _products(self, device: str) -> Iterator[dict[str, Any]]:
         """Every combination of the axes' values, before anything follows from anything."""
         kind = device.partition(":")[0]
-        tables = [{**self.axes, **self.by_device.get(kind, {}), **case} for case in self.cases]
+        own = _replaced(self.axes, self.by_device.get(kind, {}))
+        tables = [_replaced(own, case) for case in self.cases]
         count = sum(_product_size(table) for table in tables)
         if count > MOST_POINTS:
             raise InvbenchError(f"the axes have {count} combinations: at most {MOST_POINTS} are taken; shorten an axis")
@@ -161,11 +158,14 @@ class _Fields(dict[str, Any]):
 
     def set(self, name: str, value: Any, source: str) -> None:
         """Give a field what a constraint says."""
-        if name in NUMBERS:
-            if value != int(value):
+        if isinstance(value, float) and name in NUMBERS:
+            if not value.is_integer():
                 raise InvbenchError(f"{name} must be a whole number: got {value:g} by {source!r}; try //")
             value = int(value)
-        self[name] = value
+        try:
+            self[name] = check_value(name, value)
+        except InvbenchError as error:
+            raise InvbenchError(f"{error} (by {source!r})") from error
 
     def __missing__(self, name: str) -> Any:
         if name == "group_channels":
@@ -199,8 +199,18 @@ def _product_size(table: Axes) -> int:
     return size
 
 
-def _frozen(axes: Axes) -> tuple[tuple[str, Values], ...]:
-    return tuple(axes.items())
+def _names_of(axes: Axes) -> set[str]:
+    """The axes that some axes replace: their own, and other names of the same."""
+    return {name for axis in axes for name in _SAME.get(axis, (axis,))}
+
+
+def _without(axes: Axes, names: set[str]) -> dict[str, Values]:
+    return {name: values for name, values in axes.items() if name not in names}
+
+
+def _replaced(axes: Axes, others: Axes) -> dict[str, Values]:
+    """Axes, with those of others in their place."""
+    return {**_without(axes, _names_of(others)), **others}
 
 
 def parse_axis(name: str, text: str) -> Values:
@@ -238,7 +248,9 @@ def _parse_item(name: str, item: str) -> list[int | str]:
     if len(numbers) == 1:
         return [check_value(name, numbers[0])]
     first, last, step = (*numbers, 1)[:3]
-    values = range(first, last + 1, step)
-    if not 1 <= len(values) <= MOST_POINTS:
-        raise InvbenchError(f"{name}: the range {item!r} has {len(values)} values; its first comes before its last")
-    return [check_value(name, value) for value in values]
+    if last < first:
+        raise InvbenchError(f"{name} takes ranges whose first is not above their last: got {item!r}; swap the two")
+    count = (last - first) // step + 1
+    if count > MOST_POINTS:
+        raise InvbenchError(f"{name} takes ranges of at most {MOST_POINTS} values: got {item!r}, {count}; shorten it")
+    return [check_value(name, value) for value in range(first, last + 1, step)]

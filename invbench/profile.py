@@ -17,11 +17,12 @@ W = 56
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import importlib.resources
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from invbench.spec import InvbenchError, require_choice
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 CLOCKS = ("eager", "device")
 CACHES = ("hot", "cold")
+MOST_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def source(name: str) -> str:
         raise InvbenchError(f"no profile {name!r}: there are {', '.join(files)}; {hint}")
     file = Path(name) if is_path else files[name]
     try:
-        return str(file.read_text(encoding="utf-8"))
+        return str(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvbenchError(f"profile {name!r} cannot be read ({reason}); `invbench profiles` lists names") from error
@@ -89,8 +91,10 @@ def parse(text: str, name: str, path: str) -> Profile:
     """The profile in a text; raises InvbenchError that names path, line and key."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvbenchError(f"{path} is not TOML: {error}; see `invbench profiles quick`") from error
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5000 digits is a ValueError
+        found = re.fullmatch(r"(?s)(.*?) \(at (?:line (\d+), column \d+|end of document)\)", str(error))
+        reason, line = (found[1], found[2] or text.count("\n") + 1) if found else (str(error), 1)
+        raise InvbenchError(f"{path}:{line}: not TOML: {reason}; see `invbench profiles quick`") from error
     read = _Reader(text, path)
     take = read.table(document, "", _KEYS)
     axes = read.axes(take.pop("axes", {}), "axes")
@@ -107,8 +111,8 @@ def parse(text: str, name: str, path: str) -> Profile:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InvbenchError(f"it takes a number above 0: got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST_SECONDS:
+        raise InvbenchError(f"it takes a number above 0 and below {MOST_SECONDS:g}: got {value!r}")
     return float(value)
 
 
@@ -213,22 +217,32 @@ class _Reader:
         return found
 
     def _error(self, place: str, key: str, index: int | None, message: str) -> InvbenchError:
-        line = self._line(place, key, index)
         name = f"{place}.{key}" if place else key
-        return InvbenchError(f"{self.path}:{line}: {name}: {message}")
+        return InvbenchError(f"{self.path}:{self._line(place, key, index)}: {name}: {message}")
 
     def _line(self, place: str, key: str, index: int | None) -> int:
-        """Where the key stands: tomllib does not tell."""
-        here = list(self._lines_of(place, index))
-        return next((number for number, line in here if re.match(rf"\s*[\"']?{re.escape(key)}\b", line)), here[0][0])
+        """Where the statement begins that gives the key, which tomllib does not tell: it is the one without which the
+        text has no such key."""
+        lines = self.text.split("\n")
+        keys: list[str | int] = [*filter(None, place.split(".")), *([] if index is None else [index]), key]
+        last = bisect.bisect_left(range(len(lines)), True, key=lambda count: _has(_beginning(lines, count)[1], keys))
+        return _beginning(lines, last - 1)[0] + 1
 
-    def _lines_of(self, place: str, index: int | None) -> Iterator[tuple[int, str]]:
-        """The lines of a table, with their numbers; all lines where it is written in another way."""
-        lines = list(enumerate(self.text.splitlines(), 1))
-        headings = [(n, line.strip().strip("[] ").replace(" ", "")) for n, line in lines if line.lstrip()[:1] == "["]
-        starts = [n for n, heading in headings if heading == place] if place else [0]
-        if not starts:
-            return iter(lines)
-        start = starts[min(index or 0, len(starts) - 1)]
-        end = next((n for n, _ in headings if n > start), len(lines) + 1)
-        return ((n, line) for n, line in lines if start <= n < end)
+
+def _beginning(lines: list[str], count: int) -> tuple[int, Any]:
+    """The most of the first lines, up to some count, that are TOML: how many they are, and what they say."""
+    for whole in range(count, 0, -1):
+        try:
+            return whole, tomllib.loads("\n".join(lines[:whole]))
+        except ValueError:
+            continue
+    return 0, {}
+
+
+def _has(document: Any, keys: list[str | int]) -> bool:
+    for key in keys:
+        try:
+            document = document[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
