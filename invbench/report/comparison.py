@@ -115,7 +115,7 @@ def verdict_sentence(comparison: Comparison) -> str:
     if not rows:
         return "Neither file has a latency, so there is nothing to compare."
     told = [f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]]
-    return f"Of {plural(rows, 'row')}, B against A: {', '.join(told)}.{''.join(_means(comparison))}"
+    return f"Of {plural(rows, 'timed row')}, B against A: {', '.join(told)}.{''.join(_means(comparison))}"
 
 
 def _means(comparison: Comparison) -> Iterator[str]:
