@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from invbench.results import Result, ResultSet
 from invbench.spec import InvbenchError
 
 VERSION = 1
+_BEGINNING = b'{"journal":'  # of the first line
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Entry:
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Entry:
         """The inverse of ``to_line``."""
-        return cls(line["key"], tuple(Result.from_dict(row) for row in line["results"]), line["seconds"])
+        return cls(str(line["key"]), tuple(Result.from_dict(row) for row in line["results"]), dict(line["seconds"]))
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Header:
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Header:
         """The inverse of ``to_line``."""
-        return cls(line["command"], line["created"], line["tool"]["version"], line["settings"], line["machines"])
+        settings, machines = dict(line["settings"]), dict(line["machines"])
+        return cls(line["command"], line["created"], line["tool"]["version"], settings, machines)
 
 
 def key_of(point: Mapping[str, Any]) -> str:
@@ -99,7 +101,8 @@ class Journal:
             _write_all(self._file.fileno(), data)
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(end)  # half a line would have to be repaired
+            with suppress(OSError):  # half a line is repaired by the next run, too
+                self._file.truncate(end)
             raise InvbenchError(
                 f"--journal {str(self.path)!r} cannot be written ({error.strerror}); its {len(self.entries)} point(s) "
                 "are kept: free some space, and run the same command with --resume"
@@ -121,34 +124,46 @@ def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(_lock(path))
+            _require_file(path)
             file = stack.enter_context(path.open("ab+", buffering=0))
+            stack.enter_context(_lock(path))
             data = _read(file)
+            whole = _whole_lines(data, path)
+            entries = {entry.key: entry for entry in _parsed(whole, path) if isinstance(entry, Entry)}
             if data and not resume:
                 raise InvbenchError(
                     f"--journal {str(path)!r} exists: add --resume to measure what it lacks, or choose another file"
                 )
-            whole = data[: data.rfind(b"\n") + 1]
-            entries = {entry.key: entry for entry in _parsed(whole, path) if isinstance(entry, Entry)}
             file.truncate(len(whole))
             _sync_folder(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead back to themselves
             raise InvbenchError(
-                f"--journal {str(path)!r} cannot be opened ({error.strerror or error}); "
+                f"--journal {str(path)!r} cannot be opened ({getattr(error, 'strerror', None) or error}); "
                 "choose a file in a folder you may write"
             ) from error
         yield Journal(path, file, entries, len(data) - len(whole))
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is no file, and could become none."""
+    target = path.resolve()
+    if path.is_dir():
+        raise InvbenchError(f"--journal takes a file: got the folder {str(path)!r}; add a file name")
+    if not target.parent.is_dir():
+        raise InvbenchError(
+            f"--journal {str(path)!r}: the folder {target.parent.name!r} does not exist; create it first"
+        )
+    if target.exists() and not target.is_file():
+        raise InvbenchError(f"--journal takes a file that keeps what it is given: got {str(path)!r}; choose another")
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     import filelock
 
-    beside = path.with_name(f".{path.name}.lock")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise InvbenchError(f"--journal takes a file in a folder that exists: got {str(path)!r}; create the folder")
+    target = path.resolve()  # the same for all links to a file
     try:
-        with filelock.FileLock(beside, timeout=0):
+        with filelock.FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
             yield
     except filelock.Timeout:
         raise InvbenchError(
@@ -171,19 +186,32 @@ def _read(file: BinaryIO) -> bytes:
     return file.read()
 
 
+def _whole_lines(data: bytes, path: Path) -> bytes:
+    """The file without a torn last line; raises InvbenchError if what would be removed was never a sweep's."""
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole and data[: len(_BEGINNING)] != _BEGINNING[: len(data)]:
+        raise InvbenchError(f"{path}:1 is not a line of a sweep's journal: got {data[:20]!r}; choose another file")
+    return whole
+
+
 def _parsed(whole: bytes, path: Path) -> Iterator[Header | Entry]:
     """The lines of a journal; raises InvbenchError that names the first one which is none."""
     for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = json.loads(text)
-            if "journal" in line and line["journal"] != VERSION:
-                raise InvbenchError(f"version {line['journal']} is not {VERSION}")
-            yield Header.from_line(line) if "journal" in line else Entry.from_line(line)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            version = line.get("journal", VERSION)
+            if version == VERSION:
+                yield Header.from_line(line) if "journal" in line else Entry.from_line(line)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvbenchError(
                 f"{path}:{number} is not a line of a sweep's journal ({type(error).__name__}: {error}); "
                 "name a journal, or remove the line"
             ) from error
+        if version != VERSION:
+            raise InvbenchError(
+                f"{path}:{number}: the journal must be of version {VERSION}: got {version!r}; "
+                "use the invbench that wrote it, or choose another file"
+            )
 
 
 def read_document(path: Path) -> ResultSet:

@@ -5,7 +5,9 @@ One file a command; this one has the program and how its failures are told.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -19,8 +21,9 @@ from invbench.cli.op import op
 from invbench.cli.options import Interrupted, option
 from invbench.cli.report import compare, report
 from invbench.cli.sweep import sweep
+from invbench.grid import FIELDS
 from invbench.report import output
-from invbench.spec import CASE_FIELDS, InvbenchError
+from invbench.spec import InvbenchError
 
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -46,9 +49,20 @@ def program(
 
 def main() -> NoReturn:
     """Run the program; every failure is one line on standard error and an exit code."""
+    _open_standard_files()
     code = _run(sys.argv[1:])
     gc.freeze()  # spares the seconds in which the interpreter would look for garbage among all of torch before it ends
     sys.exit(code)
+
+
+def _open_standard_files() -> None:
+    """Where the caller has closed standard output or standard error, a journal could be given its number: and what a
+    library writes there would be written into the journal."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
 
 
 def _run(arguments: list[str]) -> int:
@@ -71,7 +85,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    if sys.stderr is not None:
+    if sys.stderr is None:
+        return code
+    with contextlib.suppress(OSError):  # nobody reads it
         print(f"invbench: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 -- errors are for people
     return code
 
@@ -89,4 +105,4 @@ def _value_given(arguments: list[str], parameter: Any) -> str:
 def _with_option_name(message: str) -> str:
     """Messages of the library name a field; a user of the program knows it as an option."""
     first, _, rest = message.partition(" ")
-    return f"--{first.replace('_', '-')} {rest}" if first in CASE_FIELDS else message
+    return f"--{first.replace('_', '-')} {rest}" if first in FIELDS else message

@@ -18,7 +18,7 @@ from invbench import __version__, profile
 from invbench.cli import options
 from invbench.cli.options import CACHES, CLOCKS, option
 from invbench.expression import Expression
-from invbench.grid import AXES, FIELDS, Grid, Refused, parse_axis
+from invbench.grid import AXES, FIELDS, Grid, GridPoint, Refused, parse_axis
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
 from invbench.harness.settings import Settings
@@ -26,6 +26,7 @@ from invbench.harness.sweep import Event, Sweep, Task, check_alike, greet, kind_
 from invbench.harness.worker import STOP_SECONDS, Hello, Welcome
 from invbench.journal import Header, document, open_journal
 from invbench.ops import BACKENDS
+from invbench.profile import DEVICE_TYPES
 from invbench.report import FORMATS, output
 from invbench.report.plan import point_line, render_plan
 from invbench.report.progress import Teller, progress
@@ -111,9 +112,13 @@ def sweep(
     named = [each.strip() for item in backend or () for each in item.split(",")]
     for each in named:
         options.check_choices({"--backend": (each, BACKENDS)})
-    study = profile.load(name) if name else profile.Profile("sweep")
-    grid = study.grid.with_axes(axes, tuple(Expression(text, FIELDS) for text in keep or ()))
-    _check_grid(grid)
+    if dry_run and (file is not None or format_name not in (None, "table", "json")):
+        raise InvbenchError(
+            "--dry-run prints a table or json, and writes no file: give it no --output, no other --format"
+        )
+    study = profile.Profile("sweep") if name is None else profile.load(name)
+    filters = tuple(Expression(text, FIELDS) for text in keep or ())
+    grid = study.grid.with_axes(axes, filters)
     settings = Settings(
         backends=tuple(dict.fromkeys(named)) or study.backends or tuple(BACKENDS),
         asked_for=tuple(dict.fromkeys(named)),
@@ -124,7 +129,8 @@ def sweep(
         autotune=not no_autotune,
     )  # fmt: skip
     devices = tuple(dict.fromkeys(each.strip() for each in device.split(","))) if device else None
-    hello = Hello(devices, tuple(subject or study.subjects), settings.backends)
+    _check_grid(grid, devices)
+    hello = Hello(devices, tuple(dict.fromkeys(subject or study.subjects)), settings.backends)
     file_format = options.file_format(file, format_name)
     path = journal or Path(f"{study.name}.jsonl")
     keep_quiet()
@@ -135,7 +141,7 @@ def sweep(
         worker, welcome = greet(hello, tell)
         stack.callback(worker.stop, STOP_SECONDS)
         check_alike(welcome)
-        points, refused = grid.points(tuple(dict.fromkeys(map(kind_of, welcome.devices))), welcome.threads)
+        points, refused = _points_of(grid, welcome.devices, welcome.threads)
         tasks = tasks_of(points, settings, welcome)
         plans = plans_of(tasks, worker) if dry_run or settings.asked_for else []
         if settings.asked_for and all(set(settings.asked_for) <= set(plan.refusals) for plan in plans):
@@ -169,14 +175,21 @@ def sweep(
     return exit_code(results.results, asked_for=settings.asked_for)
 
 
-def _check_grid(grid: Grid) -> None:
-    """Refuse a grid without points, before torch is imported."""
-    points, refused = grid.points(("cpu",), 1)
-    if points or grid.by_device:  # another type of device may have some
-        return
-    if refused:
+def _check_grid(grid: Grid, devices: Sequence[str] | None) -> None:
+    """Refuse a grid without points before torch is imported, which knows the number of threads."""
+    if not any("threads" in each.text for each in (*grid.constraints, *grid.filters)):
+        _points_of(grid, devices or DEVICE_TYPES, 1)
+
+
+def _points_of(grid: Grid, devices: Sequence[str], threads: int) -> tuple[list[GridPoint], list[Refused]]:
+    """``Grid.points`` on the types of some devices; InvbenchError where there are none."""
+    points, refused = grid.points(tuple(dict.fromkeys(map(kind_of, devices))), threads)
+    if not points and refused:
         raise InvbenchError(f"no point is left: {refused[0].reason}")
-    raise InvbenchError("no point is left: the constraints and filters hold for none; see --dry-run without --filter")
+    if not points:
+        conditions = ", ".join(each.text for each in (*grid.constraints, *grid.filters))
+        raise InvbenchError(f"no point is left: none fulfils {conditions}; leave out --filter, or change an axis")
+    return points, refused
 
 
 def _told(refused: Sequence[Refused]) -> list[str]:

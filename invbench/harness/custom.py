@@ -19,8 +19,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from invbench.harness.settings import INVOLUTION, USER, Subject
+from invbench.harness.settings import CONVOLUTION_NAMES, INVOLUTION, USER, Subject
 from invbench.harness.subjects import describe_failure
+from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError
 
 GROUP = "invbench.subjects"
@@ -55,6 +56,8 @@ def resolve(name: str) -> Callable[..., Any]:
 
 def subject(name: str) -> Subject:
     """The subject of a factory; raises InvbenchError if it cannot be had."""
+    if name in (*BACKENDS, *CONVOLUTION_NAMES, INVOLUTION):
+        raise InvbenchError(f"--subject {name}: this is the name of a row of ours; give the entry point another")
     if getattr(resolve(name), "is_involution", False):
         return Subject(INVOLUTION, name, factory=name)
     return Subject(name, USER, factory=name)

@@ -107,6 +107,10 @@ class Runnable:
                 )
             made.load_state_dict(ours.state_dict())
             return self._placed(made, randomise=False)
+        if not callable(made):
+            raise InvbenchError(
+                f"a factory returns an nn.Module or a callable: got {type(made).__name__}; see the README"
+            )
         return self._placed(made) if isinstance(made, nn.Module) else made
 
     def _placed(self, module: nn.Module, randomise: bool = True) -> nn.Module:
@@ -140,6 +144,8 @@ class Runnable:
         """All that can be right or wrong: y and, unless the mode is ``forward``, the gradients."""
         with self.context():
             y = self.function(*self.inputs)
+            if not isinstance(y, Tensor):
+                raise InvbenchError(f"an operator returns one tensor: got {type(y).__name__}; return y alone")
             return [y.detach(), *(self.timed(y) if self.differentiated else ())]
 
     def sampler(self, clock: Clock) -> Callable[[int], float]:
@@ -197,6 +203,11 @@ def check(
     precision = "float16" if _computes_in_tf32(runnable) else case.dtype
     worst = Agreement(0.0, TOLERANCE[precision])
     for index, (output, reference) in enumerate(zip(outputs, references[runnable.subject.name], strict=True)):
+        if output.shape != reference.shape:
+            got, expected = tuple(output.shape), tuple(reference.shape)
+            raise InvbenchError(
+                f"y or a gradient has the wrong shape: got {got}, expected {expected}; mend the operator"
+            )
         if index > 0 and has_kinks:  # y comes first, then the gradients
             agreement = Agreement(_norm_difference(output, reference), TOLERANCE_OVER_KINKS[precision])
         else:

@@ -77,11 +77,12 @@ class _Lane:
         case = replace(task.point.case, device=self.device)
         self.worker.send(PointJob(case, task.settings, task.skipped))
 
-    def is_stuck(self, timeout: float) -> bool:
-        """Whether the running subject hangs; what happens between subjects has limits of its own."""
+    def stuck_for(self, timeout: float) -> float | None:
+        """The seconds that are too long for what runs, or None; what happens between subjects has limits of its own."""
         if self.worker is None or self.task is None:
-            return False
-        return self.worker.stuck_for() > (timeout if self.worker.beacon.label else max(timeout, QUIET_PHASE))
+            return None
+        limit = timeout if self.worker.beacon.label else max(timeout, QUIET_PHASE)
+        return limit if self.worker.stuck_for() > limit else None
 
     def retire(self) -> None:
         """End the worker: at once if it is busy, otherwise in its own time."""
@@ -97,10 +98,10 @@ def greet(hello: Hello, tell: Callable[[str], None], spawn: Callable[[], Worker]
         answer = worker.ask(hello, tell, START_SECONDS)
         if isinstance(answer, Welcome):
             return worker, answer
-        label = worker.beacon.label
         if isinstance(answer, Refusal):
             raise InvbenchError(answer.reason)
-        who = f"--subject {label}: " if label else "the measuring process could not start: "
+        label = worker.beacon.label
+        who = f"--subject {label}: it cannot be imported: " if label else "the measuring process could not start: "
         raise InvbenchError(f"{who}{worker.epitaph()[1]}")
     except BaseException:
         worker.stop()
@@ -205,8 +206,9 @@ class Sweep:
             for ready in connection.wait(list(busy), TICK):
                 yield from self._hear(busy[ready], waiting)  # type: ignore[index]  # it is one of those given
             for lane in lanes:
-                if lane.is_stuck(self.timeout):
-                    how = Status.TIMEOUT, f"no sign of life for {self.timeout:g} s; raise --timeout"
+                limit = lane.stuck_for(self.timeout)
+                if limit is not None:
+                    how = Status.TIMEOUT, f"no sign of life for {limit:g} s; raise --timeout"
                     yield from self._lose(lane, waiting, how)
 
     def _hear(self, lane: _Lane, waiting: deque[Task]) -> Iterator[Event]:
@@ -238,7 +240,7 @@ class Sweep:
             waiting.appendleft(task.without(label, status, reason))
             yield Event(lane.device, task, line=f"{label}: {reason}; measuring the point without it")
         else:
-            rows = failed_rows(task.point.case, task.settings, status, reason)
+            rows = failed_rows(replace(task.point.case, device=lane.device), task.settings, status, reason)
             yield self._record(lane, Measured(rows, None, {}))
         lane.retire()
 

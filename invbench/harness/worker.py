@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,6 +25,7 @@ from invbench.spec import Case, InvbenchError
 
 LABEL_BYTES = 256
 STOP_SECONDS = 5.0
+MOST_FILES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +188,13 @@ class Worker:
         """How the process ended, as a row's status and reason."""
         self.process.join(STOP_SECONDS)
         code = self.process.exitcode
+        if code is None:
+            return Status.TIMEOUT, "its process gives no answer"
         if code == -signal.SIGKILL:
             return Status.OOM, "its process was killed by the system, which most often means that memory ran out"
-        if code is not None and code < 0:
-            return Status.ERROR, f"it crashed its process ({signal.Signals(-code).name})"
+        if code < 0:
+            names = {int(each): each.name for each in signal.Signals}
+            return Status.ERROR, f"it crashed its process ({names.get(-code, f'signal {-code}')})"
         return Status.ERROR, f"it ended its process (exit code {code})"
 
 
@@ -256,7 +260,7 @@ def serve(connection: Connection, beacon: Beacon) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that it ends with all that it has started
     os.dup2(2, 1)  # what a user's operator prints must not get between the rows on standard output
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_parent()
     service = _Service(connection, beacon)
     while True:
         try:
@@ -269,15 +273,33 @@ def serve(connection: Connection, beacon: Beacon) -> None:
             answer = Refusal(str(error))
         except DeviceLostError as error:
             answer = Lost(error.label, error.reason)
-        connection.send(answer)
+        except KeyboardInterrupt:  # no Ctrl-C reaches a worker: it is what a user's operator raised
+            os._exit(1)
+        service.tell(answer)
 
 
 def _end_with_parent() -> None:
+    """See to it that this process and all that it starts end with the parent, however that ends.
+
+    A process waits for the parent, where there can be one: a thread would wait for a subject that keeps Python's lock.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        _kill_group(os.getpid())
-        os._exit(1)
+    assert parent is not None
+    if not hasattr(os, "fork"):
+        threading.Thread(target=_join_and_exit, args=(parent,), daemon=True).start()
+    elif os.fork() == 0:
+        try:
+            # Whatever this process keeps open would look to the parent as if the worker lived.
+            os.closerange(3, parent.sentinel)
+            os.closerange(parent.sentinel + 1, MOST_FILES)
+            os.read(parent.sentinel, 1)  # nobody writes: it returns when the parent is gone
+        finally:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _join_and_exit(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @dataclass
@@ -288,7 +310,15 @@ class _Service:
     beacon: Beacon
     peaks: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
 
+    def tell(self, message: object) -> None:
+        """Send a line of progress or an answer; a parent that is gone needs none."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            os._exit(1)
+
     def answer(self, request: object) -> object:
+        """What was asked for."""
         if isinstance(request, Hello):
             return self._welcome(request)
         if isinstance(request, PlanJob):
@@ -327,8 +357,10 @@ class _Service:
 
         known = self.peaks.get((job.case.device, job.case.dtype))
         watch = _Watch(self.beacon, job.case.device)
+        # A backend that was asked for and refuses this point is a row of it; no reason to measure nothing.
+        settings = replace(job.settings, asked_for=())
         try:
-            point = measure_point(job.case, job.settings, self.connection.send, watch, job.skipped, known)
+            point = measure_point(job.case, settings, self.tell, watch, job.skipped, known)
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
             return Measured(failed_rows(job.case, job.settings, status, str(error)), known, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.status import Status
@@ -53,10 +53,11 @@ class _Lines(Teller):
         self._last = ""
 
     def __call__(self, line: str) -> None:
-        activity = line.partition(":")[0]
+        activity = line.partition(": ")[0]
         if activity != self._last:
             self.keep(activity)
         self._last = activity
 
     def keep(self, line: str) -> None:
-        print(f"invbench: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- this is its job
+        with suppress(OSError):  # who does not read what is done may read the results
+            print(f"invbench: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- this is its job
