@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import OTHER, failed, rows_at, sweep
+from sweeps import OTHER, at, failed, rows_at, sweep
 from test_report import NAMES, everything
 from test_results import CASE, document, row
 
@@ -304,6 +304,17 @@ def test_the_map_shows_geometric_means_of_the_points_that_pass(browser: Any, tmp
     choose(browser, "[data-filter=subject]", "conv2d")  # no involution is left
     assert source(browser, "cells", "count") == [[], []]
     assert complaints(browser) == []
+
+
+@in_browser
+def test_an_axis_that_changes_with_another_does_not_cut_the_lines(browser: Any, tmp_path: Path) -> None:
+    rows = [r for C in (32, 64, 128) for H in (7, 14) for r in rows_at(at(C=C, G=C // 16, H=H))]
+    opened(browser, FORMATS["html"](document(*rows)), tmp_path)
+    assert browser.execute_script("return document.querySelector('[data-state=hold-G]')") is None
+    lengths = [{len(xs) for xs in lines} for lines in source(browser, "lines", "xs")]
+    assert sorted(map(tuple, lengths)) == [(2,), (2,), (3,), (3,)]  # latency and memory against H; C; G
+    choose(browser, "[data-state=hold-C]", "32")
+    assert {len(xs) for lines in source(browser, "lines", "xs") for xs in lines} == {2, 3}
 
 
 @in_browser

@@ -66,6 +66,7 @@ function held(axis) {
 function fillAxis(figure, all) {
   const { axis, numeric, quantity } = figure.spec;
   const fixed = held(axis);
+  const apart = data.axes.map((other) => other.name).filter((name) => name !== axis && !data.linked[axis].includes(name));
   const rows = all.filter((row) => fixed.every(([name, value]) => row.at[name] === value));
   const unit = data.units[quantity];
   const series = new Map();
@@ -77,7 +78,7 @@ function fillAxis(figure, all) {
     const x = numeric ? Number(place) : [place, dodge(row.name)];
     const told = quantity === "latency" ? row.told : row.toldMemory;
     marks.push(mark(row, x, value * unit.scale, low * unit.scale, high * unit.scale, told));
-    const others = data.axes.filter((other) => other.name !== axis).map((other) => row.at[other.name]);
+    const others = apart.map((name) => row.at[name]);
     const key = JSON.stringify([row.name, ...others]);
     if (!series.has(key)) series.set(key, { style: data.styles[row.name], points: [] });
     series.get(key).points.push([x, value * unit.scale]);
@@ -137,7 +138,7 @@ function cellsOf(rows, subject, xAxis, yAxis) {
 }
 
 function threeDigits(value) {
-  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+  return value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : value >= 0.1 ? 2 : 3);
 }
 
 function labelOf(axis) {
@@ -164,7 +165,8 @@ function fillMap(figure, rows) {
   figure.model.y_range.factors = ys;
   figure.model.below[0].axis_label = labelOf(xAxis);
   figure.model.left[0].axis_label = xAxis === yAxis ? "" : labelOf(yAxis);
-  const size = xs.length <= 6 ? 13 : xs.length <= 9 ? 11 : xs.length <= 13 ? 9 : 0;
+  figure.model.height = 90 + 42 * Math.min(Math.max(ys.length, 2), 16);
+  const size = ys.length > 16 ? 0 : xs.length <= 6 ? 13 : xs.length <= 9 ? 11 : xs.length <= 13 ? 9 : 0;
   figure.named("numbers").visible = size > 0; // no room: hovering tells
   figure.named("numbers").glyph.text_font_size = `${size || 9}px`;
   figure.source("cells").data = columns(cells, ["x", "y", "log2", "text", "told", "count", "ink"]);
