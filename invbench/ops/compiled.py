@@ -25,7 +25,8 @@ from invbench.ops.layout import memory_format_of, pad
 from invbench.ops.library import has_tangents
 from invbench.spec import LayerSpec
 
-Formulation = Callable[[Tensor, Tensor, LayerSpec], Tensor]
+# x, weight, spec, and the zeros that are added on each side of x
+Formulation = Callable[[Tensor, Tensor, LayerSpec, int], Tensor]
 
 TRIALS = 3
 HOPELESS = 3.0  # a formulation that is once so many times slower than the other needs no second trial
@@ -46,34 +47,44 @@ def unavailable(device: str) -> str | None:
 
 def aggregate(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]."""
+    if spec.padding_mode == "zeros":
+        return _aggregate(x, weight, spec, spec.padding)
+    # Before the compiled part: torch.compile (2.13) fails on the gradients of replicate and circular padding. In
+    # float32 at least, since the border's gradient is folded back onto x.
+    extended = pad(x.to(torch.promote_types(x.dtype, torch.float32)), spec)
+    return _aggregate(extended, weight, spec, 0).to(x.dtype)
+
+
+def _aggregate(x: Tensor, weight: Tensor, spec: LayerSpec, padding: int) -> Tensor:
     if torch.compiler.is_compiling():
-        return tap_by_tap(x, weight, spec)  # already inside the user's own torch.compile
+        return tap_by_tap(x, weight, spec, padding)  # already inside the user's own torch.compile
     if has_tangents(x, weight):
         raise NotImplementedError(
             "backend 'compiled' has no forward-mode differentiation: got dual tensors; use backend 'naive'"
         )
-    key = (spec, _signature(x), _signature(weight), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    key = (spec, padding, _signature(x), _signature(weight), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     if key not in _chosen:
-        _chosen[key] = _fastest(x, weight, spec)
-    return _chosen[key](x, weight, spec)
+        _chosen[key] = _fastest(x, weight, spec, padding)
+    return _chosen[key](x, weight, spec, padding)
 
 
-def im2col_and_sum(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+def im2col_and_sum(x: Tensor, weight: Tensor, spec: LayerSpec, padding: int) -> Tensor:
     """im2col, a product with the weight and a sum over the taps."""
     # F.unfold, not Tensor.unfold: the generated backward pass of the latter overran its buffer for a channels_last
     # x (torch 2.13, CPU).
-    patches = F.unfold(pad(x, spec), spec.K, dilation=spec.dilation, stride=spec.stride)  # [N, C*K*K, H_out*W_out]
+    padded = F.pad(x, (padding,) * 4)
+    patches = F.unfold(padded, spec.K, dilation=spec.dilation, stride=spec.stride)  # [N, C*K*K, H_out*W_out]
     patches = patches.view(len(x), spec.G, spec.group_channels, spec.taps, *weight.shape[3:])
     accumulator = torch.promote_types(x.dtype, torch.float32)
     y = (patches.to(accumulator) * weight.to(accumulator).unsqueeze(2)).sum(3).flatten(1, 2)
     return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
 
-def tap_by_tap(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+def tap_by_tap(x: Tensor, weight: Tensor, spec: LayerSpec, padding: int) -> Tensor:
     """A sum of K*K shifted images, each times one tap of the weight."""
     rows, columns = (spec.stride * (size - 1) + 1 for size in weight.shape[3:])
     accumulator = torch.promote_types(x.dtype, torch.float32)
-    padded = pad(x, spec).to(accumulator).unflatten(1, (spec.G, spec.group_channels))
+    padded = F.pad(x, (padding,) * 4).to(accumulator).unflatten(1, (spec.G, spec.group_channels))
     y: Tensor | None = None
     for tap, tap_weight in enumerate(weight.to(accumulator).unsqueeze(3).unbind(2)):  # [N, G, 1, H_out, W_out]
         top, left = (spec.dilation * offset for offset in divmod(tap, spec.K))
@@ -83,11 +94,11 @@ def tap_by_tap(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     return y.flatten(1, 2).to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
 
-def _fastest(x: Tensor, weight: Tensor, spec: LayerSpec) -> Formulation:
+def _fastest(x: Tensor, weight: Tensor, spec: LayerSpec, padding: int) -> Formulation:
     best, least = None, math.inf
     for formulation in (tap_by_tap, im2col_and_sum):
         compiled = _compile(formulation)
-        seconds = _seconds(compiled, x, weight, spec, enough=HOPELESS * least)
+        seconds = _seconds(compiled, x, weight, spec, padding, enough=HOPELESS * least)
         if best is None or seconds < least:
             best, least = compiled, seconds
     assert best is not None
@@ -102,7 +113,9 @@ def _compile(formulation: Formulation) -> Formulation:
     return torch.compile(copy, fullgraph=True, dynamic=False)
 
 
-def _seconds(formulation: Formulation, x: Tensor, weight: Tensor, spec: LayerSpec, enough: float) -> float:
+def _seconds(
+    formulation: Formulation, x: Tensor, weight: Tensor, spec: LayerSpec, padding: int, enough: float
+) -> float:
     """The best of a few calls after the first, with the backward pass where gradients are wanted; of one call if that
     takes longer than ``enough``."""
     inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (x, weight)]
@@ -110,7 +123,7 @@ def _seconds(formulation: Formulation, x: Tensor, weight: Tensor, spec: LayerSpe
 
     def call() -> float:
         started = time.perf_counter()
-        y = formulation(inputs[0], inputs[1], spec)
+        y = formulation(inputs[0], inputs[1], spec, padding)
         if wanted:
             torch.autograd.grad(y, wanted, torch.ones_like(y))
         if y.device.type != "cpu":
