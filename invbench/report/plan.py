@@ -114,7 +114,7 @@ def _table(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -
         table.add_row(*(str(case[name]) for name in shown), memory, Text(backends or "none"))
     buffer = io.StringIO()
     Console(file=buffer, width=shutil.get_terminal_size((100, 24)).columns, no_color=True).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
 
 
 def _seconds(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -> tuple[float, float]:
