@@ -127,6 +127,20 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(machine: Machine, after: int, capsy
     assert json.loads(capsys.readouterr().out)["interrupted"] is False
 
 
+def test_ctrl_c_before_the_first_point_says_how_to_go_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["invbench.cli.sweep"], "greet", stop)
+    assert run(*TINY, "--quiet") == 130
+    line = f"invbench: interrupted before anything was measured; go on with: invbench {' '.join(TINY)} --quiet --resume"
+    assert capsys.readouterr().err == f"{line}\n"
+    assert run(*TINY, "--quiet", "--dry-run") == 130
+    assert capsys.readouterr().err == "invbench: interrupted before anything was measured\n"
+
+
 def test_a_failed_point_is_4_and_the_others_are_measured(machine: Machine, capsys: Any) -> None:
     machine.measure = crashes("conv2d")
     assert run(*TINY, "--format=json", "--quiet") == 4

@@ -58,11 +58,12 @@ def main() -> NoReturn:
 def _open_standard_files() -> None:
     """Where the caller has closed standard output or standard error, a journal could be given its number: and what a
     library writes there would be written into the journal."""
-    for descriptor in range(3):
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
 def _run(arguments: list[str]) -> int:

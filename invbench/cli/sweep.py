@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,7 +134,7 @@ def sweep(
     file_format = options.file_format(file, format_name)
     path = journal or Path(f"{study.name}.jsonl")
     keep_quiet()
-    with ExitStack() as stack:
+    with _interruptible(dry_run), ExitStack() as stack:
         tell = stack.enter_context(progress(quiet))
         kept = None if dry_run else stack.enter_context(open_journal(path, resume))
         tell("starting the measuring process")
@@ -167,12 +167,25 @@ def sweep(
         if entries:
             output.show(FORMATS[format_name or "table"](results))
     if interrupted:
-        again = [*sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])]
         raise options.Interrupted(
-            f"interrupted: {len(entries)} of {len(tasks)} points are in {path}; "
-            f"go on with: {shlex.join(['invbench', *again])}"
+            f"interrupted: {len(entries)} of {len(tasks)} points are in {path}; go on with: {_resuming()}"
         )
     return exit_code(results.results, asked_for=settings.asked_for)
+
+
+@contextmanager
+def _interruptible(dry_run: bool) -> Iterator[None]:
+    """Tell of Ctrl-C before the first point; the command line's parser would end without a word."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        how = "" if dry_run else f"; go on with: {_resuming()}"
+        raise options.Interrupted(f"interrupted before anything was measured{how}") from stop
+
+
+def _resuming() -> str:
+    """The command that measures what is missing."""
+    return shlex.join(["invbench", *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
 
 
 def _check_grid(grid: Grid, devices: Sequence[str] | None) -> None:

@@ -131,14 +131,13 @@ class Worker:
         # No daemon: those may have no children, and memory is measured in children.
         self.process = context.Process(target=serve, args=(theirs, self.beacon), name="invbench-worker")
         self._beats, self._since = 0, time.monotonic()
-        # Ctrl-C in a terminal reaches every process of the group; it is the parent that decides.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
-            with _no_complaints():
+            with _no_complaints(), _interrupted_later():
                 self.process.start()
-        finally:
-            if handler is not None:
-                signal.signal(signal.SIGINT, handler)
+        except KeyboardInterrupt:
+            if self.process.pid is not None:
+                self.stop()
+            raise
         theirs.close()
 
     def send(self, request: object) -> None:
@@ -219,8 +218,21 @@ def _kill_group(leader: int | None) -> None:
             os.killpg(leader, signal.SIGKILL)
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C in a terminal reaches every process of the group, but it is the parent that decides: processes begin with
+    it held back, and the parent takes afterwards what comes meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # which would let it through, if it started inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DeviceLostError(Exception):
@@ -257,6 +269,8 @@ class _Watch:
 def serve(connection: Connection, beacon: Beacon) -> None:
     """The worker's side: answer requests until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back until it is ignored
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that it ends with all that it has started
     os.dup2(2, 1)  # what a user's operator prints must not get between the rows on standard output
