@@ -246,7 +246,8 @@ def _run(sweep: Sweep, tasks: Sequence[Task], worker: Any, tell: Teller) -> bool
         return True
     if done:
         spent = time.monotonic() - started
-        tell.keep(f"{done} points in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
+        points = f"{done} point{'s' * (done != 1)}"
+        tell.keep(f"{points} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
     return False
 
 
