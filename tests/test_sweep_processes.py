@@ -19,8 +19,8 @@ from typing import Any
 import psutil  # noqa: TID251 -- who else would tell which processes are left
 import pytest
 
-from invbench.journal import read_document
 from invbench.results import Status
+from invbench.results.journal import read_document
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and groups of processes")
 
@@ -67,7 +67,9 @@ class Running:
 @contextlib.contextmanager
 def sweep(folder: Path, *arguments: str, program: str = "-m invbench sweep") -> Iterator[Running]:
     mark = f"{folder}-{time.monotonic_ns()}"
-    environment = {**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # No commit: points are keyed by it, and who runs the tests may commit meanwhile.
+    own = {MARK: mark, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GIT_DIR": os.devnull}
+    environment = {**os.environ, **own}
     with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
         process = subprocess.Popen(
             [sys.executable, *program.split(), *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
