@@ -8,14 +8,14 @@ from multiprocessing import Pipe
 from types import SimpleNamespace
 from typing import Any
 
-from invbench.grid import Grid
 from invbench.harness.blocks import Budget
+from invbench.harness.messages import Hello, Measured, PlanJob, PointJob, Welcome
 from invbench.harness.settings import Settings, Subject, blank_row
 from invbench.harness.sweep import Sweep, Task, tasks_of
-from invbench.harness.worker import Hello, Measured, PlanJob, PointJob, Welcome
-from invbench.journal import Entry
-from invbench.quantities import Samples
 from invbench.results import Status
+from invbench.results.journal import Entry
+from invbench.results.quantities import Samples
+from invbench.study.grid import Grid
 
 CPU = {"versions": {"torch": "2.13.0"}, "python": "3.11.7", "cpu": {"model": "A CPU", "usable": 2}, "gpu": None}
 GPU = {**CPU, "gpu": {"name": "A GPU", "capability": "9.0", "power_limit_w": 700}}

@@ -9,8 +9,8 @@ from typing import Any
 
 from test_results import CASE, document, row
 
-from invbench.quantities import Memory
 from invbench.results import Result, ResultSet, Status
+from invbench.results.quantities import Memory
 from invbench.spec import Case
 from invbench.verdict import roofline_fraction, with_ratios
 

@@ -13,11 +13,11 @@ from sweeps import MACHINE, OTHER, at, failed, rounds, sweep
 from test_report import no_terminal  # noqa: F401 -- a fixture
 from test_results import document, row, samples
 
-from invbench.changes import Change, Verdict, compare
-from invbench.quantities import Memory
 from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS, verdict_sentence
 from invbench.results import Result, ResultSet, Status
+from invbench.results.quantities import Memory
+from invbench.verdict.changes import Change, Verdict, compare
 
 
 def one(*rows: Result, **fields: Any) -> ResultSet:

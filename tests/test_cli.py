@@ -28,9 +28,9 @@ from invbench import __version__, cli
 from invbench.cli import options
 from invbench.harness import blocks, machine, memory, point, server
 from invbench.ops import BACKENDS, naive, unfold
-from invbench.quantities import Memory
 from invbench.report import FORMATS, SUFFIXES
 from invbench.results import ResultSet
+from invbench.results.quantities import Memory
 from invbench.spec import LayerSpec
 
 TINY = ["op", "--N=1", "--C=16", "--G=4", "--H=9", "--W=9", "--K=3", "--threads=1", "--device=cpu"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from invbench import advice, cli
+from invbench import cli
 from invbench.cli.interrupts import held_back
 from invbench.diagnosis import (
     TOO_NOISY,
@@ -29,6 +29,7 @@ from invbench.diagnosis import (
     Peak,
     State,
     SubjectNoise,
+    advice,
 )
 from invbench.harness import clock as clocks
 from invbench.harness import doctor, machine, noise, nvml, vitals
@@ -495,7 +496,8 @@ def test_document() -> None:
 
 
 def test_telling_needs_no_torch() -> None:
-    code = "import sys, invbench.advice, invbench.report.diagnosis, invbench.cli.doctor; print('torch' in sys.modules)"
+    modules = "invbench.diagnosis.advice, invbench.report.diagnosis, invbench.cli.doctor"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

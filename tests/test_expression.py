@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invbench.expression import Expression
-from invbench.grid import FIELDS
 from invbench.spec import InvbenchError
+from invbench.study.expression import Expression
+from invbench.study.grid import FIELDS
 
 POINT: dict[str, Any] = {
     "N": 8, "C": 64, "H": 28, "W": 14, "K": 7, "G": 4, "stride": 1, "mode": "train", "dtype": "float16",

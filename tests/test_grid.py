@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invbench import grid
-from invbench.expression import Expression
-from invbench.grid import AXES, DEFAULTS, FIELDS, Grid, GridPoint, Values, parse_axis
 from invbench.spec import InvbenchError
+from invbench.study import grid
+from invbench.study.expression import Expression
+from invbench.study.grid import AXES, DEFAULTS, FIELDS, Grid, GridPoint, Values, parse_axis
 
 CPU = ("cpu",)
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_results import CASE, document, row
 
-from invbench import documents, journal
-from invbench.journal import Entry, Header, Journal, key_of, open_journal, read_document
-from invbench.results import Status
+from invbench.results import Status, journal
+from invbench.results import files as documents
+from invbench.results.journal import Entry, Header, Journal, key_of, open_journal, read_document
 from invbench.spec import InvbenchError
 
 HEADER = Header("invbench sweep", "2026-01-02T03:04:05+00:00", "0.1.0", {"seed": 0}, {"abc": {"cpu": {"model": "ä"}}})
@@ -281,7 +281,7 @@ def test_a_link_to_a_journal_in_use_is_in_use(path: Path, tmp_path: Path) -> Non
 
 def test_a_sweep_in_another_process_is_refused_and_its_death_is_not_waited_for(path: Path) -> None:
     program = (
-        "import sys, pathlib; from invbench.journal import open_journal\n"
+        "import sys, pathlib; from invbench.results.journal import open_journal\n"
         "with open_journal(pathlib.Path(sys.argv[1]), True): print('open', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -12,7 +12,7 @@ import torch
 from invbench.harness import memory, server
 from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
 from invbench.harness.settings import INVOLUTION, Subject
-from invbench.quantities import Memory
+from invbench.results.quantities import Memory
 from invbench.spec import Case, LayerSpec, Scope
 
 MIB = 2**20

@@ -18,12 +18,12 @@ from sweeps import OTHER, at, failed, rows_at, sweep
 from test_report import NAMES, everything
 from test_results import CASE, document, row
 
-from invbench.changes import compare
-from invbench.quantities import Memory
 from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS
 from invbench.report.headline import sentences
 from invbench.results import ResultSet, Status
+from invbench.results.quantities import Memory
+from invbench.verdict.changes import compare
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'|\u2028"
 

@@ -21,8 +21,8 @@ from invbench.harness.point import Point, measure_point
 from invbench.harness.settings import Settings
 from invbench.harness.subjects import CONVOLUTIONS
 from invbench.ops import naive, unfold
-from invbench.quantities import Memory
 from invbench.results import Result, Status, find
+from invbench.results.quantities import Memory
 from invbench.spec import BackendUnavailableError, Case, InvbenchError, LayerSpec, Mode, Scope
 
 TINY = Case(1, 9, 9, LayerSpec(16, 3, 4), threads=1)

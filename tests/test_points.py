@@ -8,7 +8,8 @@ import pytest
 from sweeps import OTHER, at, rounds, sweep
 from test_results import document, row
 
-from invbench.points import (
+from invbench.results import ResultSet
+from invbench.verdict.points import (
     against,
     classes,
     follows,
@@ -19,7 +20,6 @@ from invbench.points import (
     values_of,
     varying,
 )
-from invbench.results import ResultSet
 
 
 @pytest.mark.parametrize(

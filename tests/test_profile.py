@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invbench import cli, profile
+from invbench import cli
 from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError
+from invbench.study import profile
 
 WHOLE = """
 description = "everything"

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_results import CASE, document, row
 
-from invbench.quantities import Interval, Memory
 from invbench.report import FORMATS, SUFFIXES, format_for
 from invbench.report.headline import conclusion
 from invbench.report.listing import render_backends
 from invbench.report.table import render_table
 from invbench.report.text import count, faster_or_slower, seconds, seconds_with_interval, size, three_digits
 from invbench.results import Result, ResultSet, Status
+from invbench.results.quantities import Interval, Memory
 from invbench.spec import BASELINES, InvbenchError, LayerSpec, Mode, Scope
 from invbench.verdict import roofline_fraction, with_ratios
 

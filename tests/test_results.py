@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invbench.quantities import Interval, Memory, Ratio, Samples
 from invbench.results import Result, ResultSet, Status, find
+from invbench.results.quantities import Interval, Memory, Ratio, Samples
 from invbench.spec import DTYPES, LAYOUTS, PADDING_MODES, Case, InvbenchError, LayerSpec, Mode, Scope
 
 # --- Rows and documents that the other tests of telling use, too ---

@@ -12,16 +12,16 @@ from fake_workers import CPU, CRASH, GPU, LABELS, SETTINGS, FakeWorker, Kept, Ma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invbench.grid import Grid, Refused
 from invbench.harness import sweep as scheduler
 from invbench.harness.blocks import Budget
+from invbench.harness.messages import Hello, Lost, Plan, PlanJob, PointJob, Refusal
 from invbench.harness.settings import Settings, Subject
 from invbench.harness.sweep import check_alike, greet, plans_of, shuffled, tasks_of
-from invbench.harness.worker import Hello, Lost, Plan, PlanJob, PointJob, Refusal
-from invbench.journal import Entry
 from invbench.report.plan import point_line, render_plan
 from invbench.results import Status, machine_class
+from invbench.results.journal import Entry
 from invbench.spec import InvbenchError
+from invbench.study.grid import Grid, Refused
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from fake_workers import FakeWorker, Machine, crashes, measured, welcome
 
 from invbench import cli
 from invbench.harness import sweep as scheduler
+from invbench.harness.messages import Hello, Plan, PlanJob, PointJob, Welcome
 from invbench.harness.sweep import Sweep, greet
-from invbench.harness.worker import Hello, Plan, PlanJob, PointJob, Welcome
-from invbench.journal import Header, open_journal, read_document
 from invbench.report.progress import progress
 from invbench.results import ResultSet
+from invbench.results.journal import Header, open_journal, read_document
 
 
 @pytest.fixture(autouse=True)

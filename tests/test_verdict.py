@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from test_results import row, samples
 
-from invbench.quantities import Interval, Memory
 from invbench.results import Result, Status
+from invbench.results.quantities import Interval, Memory
 from invbench.verdict import exit_code, fastest_involution, paired_ratio, quotient, roofline_fraction, with_ratios
 
 PEAKS = {"matmul_flop_per_s": 1e12, "copy_bytes_per_s": 1e10}

@@ -21,9 +21,9 @@ from invbench.cli.op import op
 from invbench.cli.options import Interrupted, option
 from invbench.cli.report import compare, report
 from invbench.cli.sweep import sweep
-from invbench.grid import FIELDS
 from invbench.report import output
 from invbench.spec import InvbenchError
+from invbench.study.grid import FIELDS
 
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from invbench import profile
 from invbench.cli.options import option
 from invbench.report import output
 from invbench.report.listing import render_backends, render_profiles
 from invbench.spec import require_choice
+from invbench.study import profile
 
 
 def backends(

@@ -11,8 +11,8 @@ import typer
 
 from invbench.cli import options
 from invbench.cli.options import option
-from invbench.documents import load, load_all
 from invbench.report import BINARY, FORMATS, SUFFIXES, output
+from invbench.results.files import load, load_all
 from invbench.spec import InvbenchError
 
 ALL_FORMATS: Mapping[str, Callable[..., str | bytes]] = {**FORMATS, **BINARY}
@@ -48,8 +48,8 @@ def compare(
     if a is None or b is None:
         raise InvbenchError(f"compare takes two result files, A and B: got {'one' if a else 'none'}; name both")
     chosen = _format(format_name, file, FORMATS)
-    from invbench import changes
     from invbench.report.comparison import COMPARISON_FORMATS
+    from invbench.verdict import changes
 
     comparison = changes.compare(load(a), load(b))
     _give(COMPARISON_FORMATS[chosen](comparison), file)

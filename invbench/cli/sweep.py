@@ -14,24 +14,26 @@ from typing import Annotated, Any
 
 import typer
 
-from invbench import __version__, profile
+from invbench import __version__
 from invbench.cli import options
 from invbench.cli.options import CACHES, CLOCKS, option
-from invbench.expression import Expression
-from invbench.grid import AXES, FIELDS, Grid, GridPoint, Refused, parse_axis
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
+from invbench.harness.messages import Hello, Welcome
 from invbench.harness.settings import Settings
 from invbench.harness.sweep import Event, Sweep, Task, check_alike, greet, kind_of, plans_of, shuffled, tasks_of
-from invbench.harness.worker import STOP_SECONDS, Hello, Welcome
-from invbench.journal import Header, document, open_journal
+from invbench.harness.worker import STOP_SECONDS
 from invbench.ops import BACKENDS
-from invbench.profile import DEVICE_TYPES
 from invbench.report import FORMATS, output
 from invbench.report.plan import point_line, render_plan
 from invbench.report.progress import Teller, progress
 from invbench.results import machine_class
+from invbench.results.journal import Header, document, open_journal
 from invbench.spec import BASELINES, DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
+from invbench.study import profile
+from invbench.study.expression import Expression
+from invbench.study.grid import AXES, FIELDS, Grid, GridPoint, Refused, parse_axis
+from invbench.study.profile import DEVICE_TYPES
 from invbench.verdict import exit_code
 
 TIMEOUT = 300.0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from invbench.quantities import Interval, Samples
+from invbench.results.quantities import Interval, Samples
 
 Sampler = Callable[[int], float]  # calls -> seconds per call
 

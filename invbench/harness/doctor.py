@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from invbench.advice import of_environment, of_noise, of_observed
 from invbench.diagnosis import Diagnosis, Floor, Peak
+from invbench.diagnosis.advice import of_environment, of_noise, of_observed
 from invbench.harness import machine, vitals
 from invbench.harness.clock import ColdClock, HostClock, clock_for
 from invbench.harness.noise import POINT, measure_noise

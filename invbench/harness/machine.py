@@ -16,7 +16,7 @@ from typing import Any
 import psutil  # noqa: TID251 -- this is the harness
 import torch
 
-from invbench.advice import of_environment
+from invbench.diagnosis.advice import of_environment
 from invbench.harness import QUIET, nvml
 from invbench.harness.clock import clock_for
 from invbench.ops import BACKENDS

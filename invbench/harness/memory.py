@@ -17,7 +17,7 @@ from invbench.harness import server
 from invbench.harness.machine import set_threads
 from invbench.harness.settings import Subject
 from invbench.harness.subjects import Runnable
-from invbench.quantities import Memory
+from invbench.results.quantities import Memory
 from invbench.spec import Case
 
 UNKNOWN = Memory(peak=None, method=None)

@@ -18,8 +18,8 @@ from invbench.harness.clock import clock_for
 from invbench.harness.settings import INVOLUTION, OutOfRoomError, Settings, Subject, Unwatched, Watch
 from invbench.harness.subjects import require_fitting
 from invbench.ops import BACKENDS
-from invbench.quantities import Memory
 from invbench.results import Result, Status
+from invbench.results.quantities import Memory
 from invbench.spec import BackendUnavailableError, Case, InvbenchError
 from invbench.verdict import roofline_fraction, with_ratios
 

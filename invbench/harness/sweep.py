@@ -14,23 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import connection
 from typing import Any
 
-from invbench.grid import GridPoint
+from invbench.harness.messages import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
 from invbench.harness.settings import Settings, failed_rows
-from invbench.harness.worker import (
-    STOP_SECONDS,
-    Hello,
-    Lost,
-    Measured,
-    Plan,
-    PlanJob,
-    PointJob,
-    Refusal,
-    Welcome,
-    Worker,
-)
-from invbench.journal import Entry, Journal, key_of
+from invbench.harness.worker import STOP_SECONDS, Worker
 from invbench.results import Status, machine_class
+from invbench.results.journal import Entry, Journal, key_of
 from invbench.spec import InvbenchError
+from invbench.study.grid import GridPoint
 
 START_SECONDS = 300.0  # to import torch from a cold disk
 TICK = 0.5

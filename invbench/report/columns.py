@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from invbench.points import CONVOLUTIONS, Point, points_of, square, varying
-from invbench.quantities import Interval, Ratio
 from invbench.report.text import (
     MISSING,
     count,
@@ -18,6 +16,8 @@ from invbench.report.text import (
     times,
 )
 from invbench.results import Result, ResultSet, Status
+from invbench.results.quantities import Interval, Ratio
+from invbench.verdict.points import CONVOLUTIONS, Point, points_of, square, varying
 
 
 def name_of(result: Result) -> str:

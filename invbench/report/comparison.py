@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
-from invbench.changes import COUNTS, Change, Comparison, Verdict
-from invbench.points import Point, geometric_mean, machine_names, varying
 from invbench.report.columns import Cell, Grid, axis_headings, axis_name, axis_text
 from invbench.report.data import csv_of
 from invbench.report.headline import machine, title
@@ -29,6 +27,8 @@ from invbench.report.text import (
 from invbench.report.web import page
 from invbench.report.web.tables import esc, filters, items, table
 from invbench.results import ResultSet
+from invbench.verdict.changes import COUNTS, Change, Comparison, Verdict
+from invbench.verdict.points import Point, geometric_mean, machine_names, varying
 
 METHOD = (
     "A and B were measured one after the other, not in turns: faster and slower are said only where the two 95 % "

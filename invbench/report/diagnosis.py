@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.advice import percent
 from invbench.diagnosis import Diagnosis, Finding, Launch, Noise, Observed, State, SubjectNoise
+from invbench.diagnosis.advice import percent
 from invbench.report.text import printable, seconds, size, three_digits
 
 NOT_TOLD = "not told"

@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from invbench.points import (
+from invbench.report.columns import axis_name, axis_text
+from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
+from invbench.results import ResultSet, find
+from invbench.results.quantities import FEWEST, Interval
+from invbench.spec import Scope
+from invbench.verdict import fastest_involution, paired_ratio
+from invbench.verdict.points import (
     CLASS,
     CONVOLUTIONS,
     Point,
@@ -19,12 +25,6 @@ from invbench.points import (
     values_of,
     varying,
 )
-from invbench.quantities import FEWEST, Interval
-from invbench.report.columns import axis_name, axis_text
-from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
-from invbench.results import ResultSet, find
-from invbench.spec import Scope
-from invbench.verdict import fastest_involution, paired_ratio
 
 # More values of an axis than this are told as their first and last.
 MANY = 8

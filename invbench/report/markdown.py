@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from invbench.points import points_of
 from invbench.report.columns import Grid, grid, summary
 from invbench.report.headline import machine, method, sentences, title
 from invbench.report.notes import notes
 from invbench.results import ResultSet
+from invbench.verdict.points import points_of
 
 
 def render_markdown(results: ResultSet) -> str:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from invbench.points import Point, points_of, varying
 from invbench.report.columns import axis_name, axis_text, name_of, rows_of
 from invbench.report.text import plural, printable, spoken
 from invbench.results import Result, ResultSet, Status
+from invbench.verdict.points import Point, points_of, varying
 
 # Up to so many points are named one by one.
 NAMED = 3

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.grid import DEFAULTS, GridPoint, Refused
 from invbench.report import text
 from invbench.report.columns import name_of
 from invbench.results import Result, Status, find
 from invbench.spec import CASE_FIELDS
+from invbench.study.grid import DEFAULTS, GridPoint, Refused
 from invbench.verdict import fastest_involution, paired_ratio
 
 # What a point costs besides its budget, about: first calls, checks against float64, memory. Seconds.

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.points import points_of, varying
 from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, summary
 from invbench.report.headline import machine, method, sentences, title
 from invbench.report.notes import notes
 from invbench.results import ResultSet, Status
+from invbench.verdict.points import points_of, varying
 
 
 def render_table(results: ResultSet, width: int | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from invbench.quantities import Interval
+from invbench.results.quantities import Interval
 
 MISSING = "-"
 # A ratio this close to 1 is neither faster nor slower.

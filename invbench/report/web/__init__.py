@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from invbench.points import CONVOLUTIONS, Point, classes, follows, informative, points_of, values_of, varying
 from invbench.report.columns import axis_name, axis_text, grid, name_of, rows_of, summary
 from invbench.report.headline import machine, method, sentences, title
 from invbench.report.notes import failures, remarks
@@ -14,6 +13,7 @@ from invbench.report.text import seconds_with_interval, size, three_digits
 from invbench.report.web import plots
 from invbench.report.web.tables import definitions, esc, filters, items, script_data, select, table
 from invbench.results import Result, ResultSet, Status
+from invbench.verdict.points import CONVOLUTIONS, Point, classes, follows, informative, points_of, values_of, varying
 
 NO_BOKEH = (
     "No plots: this page was made where Bokeh is not installed. "

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from invbench.points import CONVOLUTIONS, Point, informative, values_of, varying
 from invbench.report.columns import axis_name, axis_text, name_of, rows_of
 from invbench.results import ResultSet
 from invbench.spec import CASE_FIELDS
+from invbench.verdict.points import CONVOLUTIONS, Point, informative, values_of, varying
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from invbench.expression import Expression
 from invbench.spec import (
     BASELINES,
     CASE_FIELDS,
@@ -22,6 +21,7 @@ from invbench.spec import (
     require_choice,
     require_positive,
 )
+from invbench.study.expression import Expression
 
 NUMBERS = ("N", "C", "H", "W", "K", "G", "group_channels", "stride", "dilation", "reduction", "threads")
 CHOICES: dict[str, tuple[str, ...]] = {

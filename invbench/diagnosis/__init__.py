@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from invbench.quantities import Interval
+from invbench.results.quantities import Interval
 
 TRUSTED_FLOORS = 20  # a point shorter than this many floors of its clock is mostly the clock (MEASURING.md, rule 8)
 TOO_NOISY = 0.05  # where smaller effects cannot be seen, ratios of everyday kernels cannot be told apart

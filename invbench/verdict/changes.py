@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from invbench.quantities import FEWEST, Interval
 from invbench.results import Result, ResultSet, Status, machine_class
+from invbench.results.quantities import FEWEST, Interval
 from invbench.spec import Case
 from invbench.verdict import quotient
 

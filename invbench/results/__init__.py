@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from invbench.quantities import Memory, Ratio, Samples, Unit
+from invbench.results.quantities import Memory, Ratio, Samples, Unit
 from invbench.spec import Case, InvbenchError
 
 SCHEMA = 1

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from invbench.expression import Expression
-from invbench.grid import AXES, FIELDS, NUMBERS, Axes, Grid, Values, check_value, parse_axis
 from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError, require_choice
+from invbench.study.expression import Expression
+from invbench.study.grid import AXES, FIELDS, NUMBERS, Axes, Grid, Values, check_value, parse_axis
 
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 CLOCKS = ("eager", "device")
@@ -56,7 +56,7 @@ class Profile:
 
 def shipped() -> dict[str, Any]:
     """The files of the profiles that come with invbench, by name."""
-    checkout = Path(__file__).parents[1] / "profiles" / "sweeps"
+    checkout = Path(__file__).parents[2] / "profiles" / "sweeps"
     # Installed, the folder is a package of its own (pyproject.toml); a checkout that is run in place has none.
     folder = checkout if checkout.is_dir() else importlib.resources.files("invbench.profiles")
     files = {Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(".toml")}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from invbench.quantities import Interval, Ratio
 from invbench.results import Result, Status, find
+from invbench.results.quantities import Interval, Ratio
 
 
 def with_ratios(results: Iterable[Result], baseline: str | None) -> tuple[Result, ...]:

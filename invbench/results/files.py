@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from invbench import journal
-from invbench.results import ResultSet
+from invbench.results import ResultSet, journal
 from invbench.spec import InvbenchError
 
 

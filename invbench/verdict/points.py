@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from invbench.quantities import Interval
 from invbench.results import Result, ResultSet, find
+from invbench.results.quantities import Interval
 from invbench.spec import CASE_FIELDS
 from invbench.verdict import fastest_involution, paired_ratio
 

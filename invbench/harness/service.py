@@ -1,0 +1,166 @@
+"""The worker's side of a sweep: it answers requests until the parent is gone, and then ends with all it has started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from invbench.harness.messages import Beacon, Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
+from invbench.harness.settings import OutOfRoomError, failed_rows
+from invbench.results import Status
+from invbench.spec import InvbenchError
+
+MOST_FILES = 65536
+
+
+class DeviceLostError(Exception):
+    """A subject's failure left the device unusable for this process."""
+
+    def __init__(self, label: str, reason: str) -> None:
+        super().__init__(reason)
+        self.label, self.reason = label, reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """``settings.Watch``: keeps the beacon, and gives up when the device is lost."""
+
+    beacon: Beacon
+    device: str
+
+    def running(self, label: str) -> None:
+        self.beacon.set(label)
+
+    def failed(self, label: str, error: BaseException) -> None:
+        import torch
+
+        from invbench.harness.subjects import describe_failure
+
+        if self.device.startswith("cpu"):
+            return
+        try:
+            torch.accelerator.synchronize(self.device)
+        except Exception:  # noqa: BLE001 -- whatever it says, the device does not answer
+            raise DeviceLostError(label, describe_failure(error)) from error
+
+
+def serve(connection: Connection, beacon: Beacon) -> None:
+    """The worker's side: answer requests until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back until it is ignored
+    if hasattr(os, "setsid"):
+        os.setsid()  # a group of its own, so that it ends with all that it has started
+    os.dup2(2, 1)  # what a user's operator prints must not get between the rows on standard output
+    _end_with_parent()
+    service = _Service(connection, beacon)
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = service.answer(request)
+        except InvbenchError as error:
+            answer = Refusal(str(error))
+        except DeviceLostError as error:
+            answer = Lost(error.label, error.reason)
+        except KeyboardInterrupt:  # no Ctrl-C reaches a worker: it is what a user's operator raised
+            os._exit(1)
+        service.tell(answer)
+
+
+def _end_with_parent() -> None:
+    """See to it that this process and all that it starts end with the parent, however that ends.
+
+    A process waits for the parent, where there can be one: a thread would wait for a subject that keeps Python's lock.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if not hasattr(os, "fork"):
+        threading.Thread(target=_join_and_exit, args=(parent,), daemon=True).start()
+    elif os.fork() == 0:
+        try:
+            # Whatever this process keeps open would look to the parent as if the worker lived.
+            os.closerange(3, parent.sentinel)
+            os.closerange(parent.sentinel + 1, MOST_FILES)
+            os.read(parent.sentinel, 1)  # nobody writes: it returns when the parent is gone
+        finally:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _join_and_exit(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+@dataclass
+class _Service:
+    """What a worker can do; it knows the peaks that it has measured, by device and dtype."""
+
+    connection: Connection
+    beacon: Beacon
+    peaks: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
+
+    def tell(self, message: object) -> None:
+        """Send a line of progress or an answer; a parent that is gone needs none."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            os._exit(1)
+
+    def answer(self, request: object) -> object:
+        """What was asked for."""
+        if isinstance(request, Hello):
+            return self._welcome(request)
+        if isinstance(request, PlanJob):
+            return self._plan(request)
+        assert isinstance(request, PointJob)
+        return self._measure(request)
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        from invbench.harness import custom, machine, server
+
+        if hello.devices and all(device.startswith("cpu") for device in hello.devices):
+            server.start(hello.backends)
+        names = tuple(dict.fromkeys(machine.full_name(device) for device in hello.devices or (None,)))
+        subjects = []
+        for name in hello.subjects:
+            self.beacon.set(name)
+            subjects.append(custom.subject(name))
+        self.beacon.set("")
+        threads = machine.default_threads()
+        machine.set_threads(threads)
+        environments = {name: machine.fingerprint(machine.check_device(name)) for name in names}
+        return Welcome(names, threads, environments, tuple(subjects))
+
+    def _plan(self, job: PlanJob) -> Plan:
+        from invbench.harness import machine
+        from invbench.harness.point import needed_bytes
+        from invbench.ops import BACKENDS
+
+        device = machine.check_device(job.case.device)
+        found = {name: BACKENDS[name].refusal(device.type, job.case.dtype) for name in job.settings.backends}
+        refusals = {name: reason for name, reason in found.items() if reason}
+        return Plan(refusals, needed_bytes(job.case), machine.free_bytes(device))
+
+    def _measure(self, job: PointJob) -> Measured:
+        from invbench.harness.point import measure_point
+
+        known = self.peaks.get((job.case.device, job.case.dtype))
+        watch = _Watch(self.beacon, job.case.device)
+        # A backend that was asked for and refuses this point is a row of it; no reason to measure nothing.
+        settings = replace(job.settings, asked_for=())
+        try:
+            point = measure_point(job.case, settings, self.tell, watch, job.skipped, known)
+        except InvbenchError as error:
+            status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
+            return Measured(failed_rows(job.case, job.settings, status, str(error)), known, {})
+        self.peaks[job.case.device, job.case.dtype] = point.peaks
+        return Measured(point.results, point.peaks, point.seconds)
