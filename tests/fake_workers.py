@@ -26,7 +26,7 @@ CRASH = (Status.ERROR, "it crashed its process (SIGABRT)")
 
 def welcome(*devices: str, custom: tuple[Subject, ...] = ()) -> Welcome:
     names = devices or ("cpu",)
-    return Welcome(names, 2, {name: CPU if name == "cpu" else GPU for name in names}, custom)
+    return Welcome(names, 2, 2, {name: CPU if name == "cpu" else GPU for name in names}, custom)
 
 
 def tasks(count: int = 3, *devices: str, given: Settings = SETTINGS) -> list[Task]:

@@ -375,3 +375,10 @@ def test_a_key_depends_on_everything_and_not_on_its_order() -> None:
     others = [{**point, "case": {"N": 2, "C": 1}}, {**point, "versions": {"torch": "3"}}, {**point, "more": None}]
     assert len({key_of(each) for each in (point, *others)}) == 4
     assert journal.VERSION == 1
+
+
+def test_a_sweep_that_is_refused_leaves_no_empty_journal(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    with pytest.raises(InvbenchError, match="refused"), open_journal(path, resume=False):
+        raise InvbenchError("refused")
+    assert not path.exists()

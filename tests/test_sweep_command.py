@@ -306,3 +306,10 @@ def test_progress_keeps_the_time_left_and_not_every_round(capsys: Any) -> None:
         ):
             tell(line)
     assert capsys.readouterr().err == "invbench: 1 of 2 points, about 0:06 min left; N=1\n"
+
+
+@pytest.mark.parametrize("option", ["--threads=1,3", "--clock=device"])
+def test_what_is_wrong_at_every_point_is_2_before_any_is_measured(machine: Machine, option: str, capsys: Any) -> None:
+    assert run(*TINY, option) == 2
+    assert option.partition("=")[0] in capsys.readouterr().err.splitlines()[-1]
+    assert not machine.workers[0].jobs

@@ -21,7 +21,18 @@ from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Welcome
 from invbench.harness.settings import Settings
-from invbench.harness.sweep import Event, Sweep, Task, check_alike, greet, kind_of, plans_of, shuffled, tasks_of
+from invbench.harness.sweep import (
+    Event,
+    Sweep,
+    Task,
+    check_alike,
+    check_settings,
+    greet,
+    kind_of,
+    plans_of,
+    shuffled,
+    tasks_of,
+)
 from invbench.harness.worker import STOP_SECONDS
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, output
@@ -37,6 +48,7 @@ from invbench.study.profile import DEVICE_TYPES
 from invbench.verdict import exit_code
 
 TIMEOUT = 300.0
+BUDGET = 12.0  # twice that of op, so that what is done besides measuring stays below a fifth
 
 
 def _axis(name: str, text: str, *choices: str) -> Any:
@@ -91,7 +103,7 @@ def sweep(
     cache: Annotated[str | None, option("--cache", "Whether inputs may lie in cache.", *CACHES)] = None,
     budget: Annotated[
         float | None,
-        option("--budget", "Measuring time for a point, all subjects. [default: 6]", metavar="SECONDS"),
+        option("--budget", "Measuring time for a point, all subjects. [default: 12]", metavar="SECONDS"),
     ] = None,
     precision: Annotated[
         float | None,
@@ -125,7 +137,7 @@ def sweep(
         backends=tuple(dict.fromkeys(named)) or study.backends or tuple(BACKENDS),
         asked_for=tuple(dict.fromkeys(named)),
         budget=Budget(
-            seconds=budget or study.budget or Budget().seconds, precision=(precision or study.precision or 2.0) / 100
+            seconds=budget or study.budget or BUDGET, precision=(precision or study.precision or 2.0) / 100
         ),
         cache=cache or study.cache or "hot", clock=clock or study.clock or "eager", seed=seed,
         autotune=not no_autotune,
@@ -145,6 +157,7 @@ def sweep(
         check_alike(welcome)
         points, refused = _points_of(grid, welcome.devices, welcome.threads)
         tasks = tasks_of(points, settings, welcome)
+        check_settings(tasks, welcome)
         plans = plans_of(tasks, worker) if dry_run or settings.asked_for else []
         if settings.asked_for and all(set(settings.asked_for) <= set(plan.refusals) for plan in plans):
             reasons = "; ".join(f"--backend {name}: {plans[0].refusals[name]}" for name in settings.asked_for)
@@ -239,7 +252,7 @@ def _run(sweep: Sweep, tasks: Sequence[Task], worker: Any, tell: Teller) -> bool
             if event.entry is None:
                 left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
                 where = f"{_where(event, sweep)}{point_line(event.task.point)}"
-                tell(f"{done} of {lacking} points{left}; {where}: {event.line}")
+                tell(f"{done} of {lacking} points; {where}: {event.line}{left}")
                 continue
             done += 1
             timed += event.entry.seconds.get("timed", 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from invbench.cost import held_bytes
 from invbench.harness import machine
-from invbench.harness.clock import Clock
+from invbench.harness.blocks import Sampler
 from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
 from invbench.harness.subjects import Agreement, Runnable, check, describe_failure
 from invbench.ops import BACKENDS
@@ -44,13 +44,14 @@ class Arm:
 class Preparation:
     """What all arms of a point share while they are prepared.
 
-    references: float64 results so far, by operator. skipped: labels that are not to be run at all, and why.
+    sampler: of a runnable, whose samples count as warm-up. references: float64 results so far, by operator. skipped:
+    labels that are not to be run at all, and why.
     """
 
     case: Case
     settings: Settings
     device: torch.device
-    clock: Clock
+    sampler: Callable[[Runnable], Sampler]
     watch: Watch = field(default_factory=Unwatched)
     skipped: Skipped = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Preparation:
         try:
             layouts = (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
             prepared = [self._first_call(subject, layout) for layout in layouts]
-            runnable, first_call, agreement = prepared[_fastest([ready[0] for ready in prepared], self.clock)]
+            runnable, first_call, agreement = prepared[_fastest([self.sampler(ready[0]) for ready in prepared])]
         except (Exception, SystemExit) as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
             fail(arm, failure)
             self.watch.failed(subject.label, failure)
@@ -131,11 +132,10 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _fastest(runnables: list[Runnable], clock: Clock) -> int:
-    """The index of the fastest of a few runnables, by alternating calls; one where a single call is clear enough."""
-    if len(runnables) == 1:
+def _fastest(samplers: list[Sampler]) -> int:
+    """The index of the fastest of a few, by alternating calls; by one where that is clear enough."""
+    if len(samplers) == 1:
         return 0
-    samplers = [runnable.sampler(clock) for runnable in runnables]
     times = [sampler(1) for sampler in samplers]
     if max(times) < HOPELESS * min(times):
         for _ in range(LAYOUT_TRIALS - 1):

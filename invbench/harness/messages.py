@@ -26,10 +26,12 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The answer: devices by their full names, threads, the fingerprint of each device, the user's operators."""
+    """The answer: devices by their full names, threads by default and at most, the fingerprint of each device, the
+    user's operators."""
 
     devices: tuple[str, ...]
     threads: int
+    cores: int
     environments: Mapping[str, Mapping[str, Any]]
     custom: tuple[Subject, ...]
 

@@ -15,12 +15,20 @@ from invbench.harness import machine, memory, server
 from invbench.harness.arms import ROOM, Arm, Preparation, Skipped, fail, gib
 from invbench.harness.blocks import MIN_ROUNDS, Sampler, measure
 from invbench.harness.clock import clock_for
-from invbench.harness.settings import INVOLUTION, OutOfRoomError, Settings, Subject, Unwatched, Watch
-from invbench.harness.subjects import require_fitting
+from invbench.harness.settings import (
+    INVOLUTION,
+    OutOfRoomError,
+    Settings,
+    Subject,
+    Unwatched,
+    Watch,
+    check_clock,
+)
+from invbench.harness.subjects import Runnable, require_fitting
 from invbench.ops import BACKENDS
 from invbench.results import Result, Status
 from invbench.results.quantities import Memory
-from invbench.spec import BackendUnavailableError, Case, InvbenchError
+from invbench.spec import BackendUnavailableError, Case
 from invbench.verdict import roofline_fraction, with_ratios
 
 NOISY = 0.05  # half-width of the interval, as a share of the median
@@ -31,7 +39,7 @@ class Point:
     """The rows of one point, the peaks of the same run, and whether Ctrl-C ended it early.
 
     seconds: where the time went: ``prepare``, ``peaks``, ``measure``, ``memory``, and ``timed``, the part of it that
-    was spent inside timed blocks or warm-up.
+    was spent inside timed blocks or warm-up, the choice of a layout by trying included.
     """
 
     results: tuple[Result, ...]
@@ -120,7 +128,11 @@ def measure_point(
 
 def _prepared(run: _Run, skipped: Skipped) -> list[Arm]:
     clock = clock_for(run.device, run.settings.cache)
-    preparation = Preparation(run.case, run.settings, run.device, clock, run.watch, skipped)
+
+    def sampler(runnable: Runnable) -> Sampler:
+        return run.watched(runnable.subject.label, runnable.sampler(clock))
+
+    preparation = Preparation(run.case, run.settings, run.device, sampler, run.watch, skipped)
     arms = []
     for subject in run.settings.subjects():
         run.tell(_preparing(subject))
@@ -200,7 +212,7 @@ def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, An
 def _check(run: _Run) -> None:
     """Refuse what cannot be measured, before anything is allocated."""
     case, device = run.case, run.device
-    _check_clock(run.settings, device)
+    check_clock(run.settings.clock, device.type)
     require_fitting(case)
     refusals = {name: BACKENDS[name].refusal(device.type, case.dtype) for name in run.settings.asked_for}
     if refusals and all(refusals.values()):
@@ -217,12 +229,6 @@ def _check(run: _Run) -> None:
 def needed_bytes(case: Case) -> int:
     """About how much memory the leanest row of a point and its reference need at once."""
     return held_bytes(INVOLUTION, "naive", case) + reference_bytes(case)
-
-
-def _check_clock(settings: Settings, device: torch.device) -> None:
-    if settings.clock == "device":
-        why = "the CPU has only the eager clock" if device.type == "cpu" else "the device clock is not built yet"
-        raise InvbenchError(f"--clock device: {why}; use --clock eager")
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ class _Service:
         threads = machine.default_threads()
         machine.set_threads(threads)
         environments = {name: machine.fingerprint(machine.check_device(name)) for name in names}
-        return Welcome(names, threads, environments, tuple(subjects))
+        return Welcome(names, threads, machine.usable_cores(), environments, tuple(subjects))
 
     def _plan(self, job: PlanJob) -> Plan:
         from invbench.harness import machine

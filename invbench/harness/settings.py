@@ -81,6 +81,13 @@ class Unwatched:
         """Nothing."""
 
 
+def check_clock(clock: str, device_type: str) -> None:
+    """Refuse a clock that the type of device does not have."""
+    if clock == "device":
+        why = "the CPU has only the eager clock" if device_type == "cpu" else "the device clock is not built yet"
+        raise InvbenchError(f"--clock device: {why}; use --clock eager")
+
+
 def blank_row(subject: Subject, case: Case) -> Result:
     """The row of a subject before it is measured, with its closed-form costs where there are such."""
     if (subject.name, case.scope) not in WORK:

@@ -141,7 +141,12 @@ def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
                 f"--journal {str(path)!r} cannot be opened ({getattr(error, 'strerror', None) or error}); "
                 "choose a file in a folder you may write"
             ) from error
-        yield Journal(path, file, entries, len(data) - len(whole))
+        try:
+            yield Journal(path, file, entries, len(data) - len(whole))
+        finally:
+            if file.seek(0, os.SEEK_END) == 0:  # the sweep was refused: it leaves no empty file
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _require_file(path: Path) -> None:
