@@ -200,7 +200,7 @@ def _holds(points: Sequence[Point]) -> str:
                {"": "all", **{value: value for value in axis["values"]}}, axis_text(usual.axes[axis["name"]]))
         for axis in free
     )  # fmt: skip
-    hint = "Against one axis, the others are held at these values, unless a filter above says another."
+    hint = "Against one axis, the others are held at these values where that leaves two, unless a filter says another."
     return f'<p class="hint">{hint}</p><div class="choices">{lists}</div>'
 
 

@@ -57,17 +57,34 @@ function chosen(kind, name) {
   return document.querySelector(`[data-${kind}="${name}"]`)?.value ?? "";
 }
 
-function held(axis) {
+function distinct(rows, axis) {
+  return new Set(rows.map((row) => row.at[axis])).size;
+}
+
+// The rows of a plot against one axis: the others are held at their chosen values, the one that costs fewest places
+// first, as long as two places are left to compare. Cases that are listed, and no product, have axes that go together.
+function heldRows(axis, all) {
   const free = [axis, ...data.linked[axis]];
   const others = data.axes.map((other) => other.name).filter((name) => !free.includes(name) && !chosen("filter", name));
-  return others.map((name) => [name, chosen("state", `hold-${name}`)]).filter(([, value]) => value);
+  let waiting = others.map((name) => [name, chosen("state", `hold-${name}`)]).filter(([, value]) => value);
+  let rows = all;
+  while (waiting.length) {
+    const tried = waiting.map(([name, value]) => ({ name, left: rows.filter((row) => row.at[name] === value) }));
+    const best = tried.reduce((a, b) => (distinct(b.left, axis) > distinct(a.left, axis) ? b : a));
+    if (distinct(best.left, axis) < Math.min(2, distinct(rows, axis))) break;
+    rows = best.left;
+    waiting = waiting.filter(([name]) => name !== best.name);
+  }
+  return rows;
 }
 
 function fillAxis(figure, all) {
   const { axis, numeric, quantity } = figure.spec;
-  const fixed = held(axis);
-  const apart = data.axes.map((other) => other.name).filter((name) => name !== axis && !data.linked[axis].includes(name));
-  const rows = all.filter((row) => fixed.every(([name, value]) => row.at[name] === value));
+  const rows = heldRows(axis, all);
+  const places = rows.map((row) => JSON.stringify([row.name, row.at[axis]]));
+  const alone = new Set(places).size === places.length; // then one line may follow whatever changes with the axis
+  const others = data.axes.map((other) => other.name).filter((name) => name !== axis && !data.linked[axis].includes(name));
+  const apart = alone ? [] : others;
   const unit = data.units[quantity];
   const series = new Map();
   const marks = [];
@@ -78,8 +95,7 @@ function fillAxis(figure, all) {
     const x = numeric ? Number(place) : [place, dodge(row.name)];
     const told = quantity === "latency" ? row.told : row.toldMemory;
     marks.push(mark(row, x, value * unit.scale, low * unit.scale, high * unit.scale, told));
-    const others = apart.map((name) => row.at[name]);
-    const key = JSON.stringify([row.name, ...others]);
+    const key = JSON.stringify([row.name, ...apart.map((name) => row.at[name])]);
     if (!series.has(key)) series.set(key, { style: data.styles[row.name], points: [] });
     series.get(key).points.push([x, value * unit.scale]);
   }
