@@ -72,7 +72,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
         machine, "measure_peaks", lambda case, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
     )
     monkeypatch.setattr(server, "start", lambda backends=(): None)
-    monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: Memory(7, "fake") for job in jobs})
+    monkeypatch.setattr(
+        memory, "cpu_peaks", lambda jobs, workers, beat: {job.subject: Memory(7, "fake") for job in jobs}
+    )
     return fake
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from invbench import Involution2d, involution2d
-from invbench.harness import custom
+from invbench.harness import custom, subjects
 from invbench.harness.settings import INVOLUTION, USER, Subject
 from invbench.harness.subjects import Runnable, check
 from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
@@ -95,7 +95,7 @@ CASE = Case(2, 6, 6, LayerSpec(8, 3, 2), scope=Scope.AGGREGATE)
 
 def verdict(make: Any, case: Case, monkeypatch: pytest.MonkeyPatch, claims: bool) -> bool | None:
     """Whether the operator that a factory makes agrees with its reference; None if nothing says so."""
-    monkeypatch.setattr(custom, "resolve", lambda name: make)
+    monkeypatch.setattr(subjects, "resolve", lambda name: make)
     subject = Subject(INVOLUTION, "mine", "mine") if claims else Subject("mine", USER, "mine")
     agreement = check(Runnable(subject, case, seed=0), {})
     return agreement and agreement.is_close
@@ -115,6 +115,19 @@ def test_involution_of_a_users_own_is_judged_by_our_reference(
 ) -> None:
     case = Case(2, 6, 6, LayerSpec(8, 3, 2), scope=scope, mode=mode)
     assert verdict(right, case, monkeypatch, claims=True) is True
+
+
+def test_parts_in_another_order_are_no_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reordered(Involution2d):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, backend="unfold")
+            self._modules = dict(reversed(self._modules.items()))
+
+    def make(case: Case) -> nn.Module:
+        return Reordered(case.layer.C, case.layer.K, case.layer.stride, case.layer.dilation, case.layer.G)
+
+    case = Case(2, 6, 6, LayerSpec(8, 3, 2), scope=Scope.LAYER, mode=Mode.TRAIN)
+    assert verdict(make, case, monkeypatch, claims=True) is True
 
 
 @pytest.mark.parametrize(

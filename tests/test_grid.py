@@ -237,7 +237,8 @@ def test_too_many_combinations_are_refused_at_once(monkeypatch: pytest.MonkeyPat
         ({"G": (2,)}, "CG", [(16, 2), (32, 2)]),  # instead of the constraint
         ({"group_channels": (8,)}, "CG", [(16, 2), (32, 4)]),
         ({"H": (5,)}, "CHW", [(16, 5, 5), (32, 5, 5)]),
-        ({"H": (5, 6), "W": (6,)}, "HW", [(6, 6), (6, 6)]),  # H = W goes on to hold
+        ({"W": (5,)}, "CHW", [(16, 5, 5), (32, 5, 5)]),
+        ({"H": (5, 6), "W": (6,)}, "HW", [(5, 6), (6, 6), (5, 6), (6, 6)]),  # both: H = W holds no more
         ({"C": (16,), "H": (7,)}, "CH", [(16, 7)]),  # the two cases are one now
     ],
 )

@@ -382,3 +382,26 @@ def test_a_sweep_that_is_refused_leaves_no_empty_journal(tmp_path: Path) -> None
     with pytest.raises(InvbenchError, match="refused"), open_journal(path, resume=False):
         raise InvbenchError("refused")
     assert not path.exists()
+
+
+def test_runs_that_differ_are_told_apart(path: Path) -> None:
+    """A journal that was resumed with another torch and budget: no row is said to have been measured by the other."""
+    headers = [
+        replace(HEADER, settings={"seed": 0, "budget": budget}, machines={"abc": {"versions": {"torch": torch}}})
+        for budget, torch in ((1, "2.12"), (2, "2.13"))
+    ]
+    with open_journal(path, resume=True) as kept:
+        for number, header in enumerate(headers):
+            kept.add_header(replace(header, created=f"run {number}"))
+            kept.add(replace(entry("key1"), key=f"key1 of {number}"))
+    found = read_document(path)
+    assert found.settings == {"seed": 0}
+    assert "torch" not in found.environment.get("versions", {})
+    assert len(found.points()) == 2
+    assert {row.run for row in found.results} == {"run 0", "run 1"}
+
+
+def test_a_journal_by_any_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    write(path, "key1", "key2")
+    assert len(documents.load(path).points()) == 2

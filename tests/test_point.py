@@ -143,7 +143,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(point, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda case, device: dict(PEAKS))
     monkeypatch.setattr(server, "start", lambda backends: None)
-    monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: Memory(7, "fake") for job in jobs})
+    monkeypatch.setattr(
+        memory, "cpu_peaks", lambda jobs, workers, beat: {job.subject: Memory(7, "fake") for job in jobs}
+    )
     return fake
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from invbench.harness.settings import describe_failure
 from invbench.harness.subjects import (
     CONVOLUTIONS,
     INVOLUTION,
     Runnable,
     Subject,
     check,
-    describe_failure,
     require_fitting,
 )
 from invbench.ops import naive, unfold
@@ -109,7 +109,7 @@ def test_modes(subject: Subject, mode: Mode) -> None:
         assert outputs[0].is_inference()
         assert runnable.before() is None
     else:
-        parameters = list(runnable.module.parameters())
+        parameters = [parameter for _, parameter in sorted(runnable.module.named_parameters())]
         assert [output.shape for output in outputs] == [t.shape for t in (*runnable.inputs, *parameters)]
         assert (runnable.before() is None) == (mode is Mode.TRAIN)
         assert all(parameter.grad is None for parameter in parameters)  # nothing accumulates from call to call

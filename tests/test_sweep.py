@@ -98,7 +98,7 @@ def test_devices_of_one_type_share_its_points_one_at_a_time_each() -> None:
     assert {event.device for event in events} == {"cuda:0", "cuda:1"}
     assert [len(worker.jobs) for worker in machine.workers] == [3, 3]
     for event in events:
-        assert {row.case.device for row in event.entry.results} == {event.device}
+        assert {(row.case.device, row.device) for row in event.entry.results} == {("cuda", event.device)}
 
 
 def test_a_slow_device_does_not_hold_up_the_other() -> None:
@@ -122,7 +122,7 @@ def test_types_of_device_take_turns() -> None:
     kept, machine = Kept(), Machine()
     list(machine.sweep(kept, "cpu", "cuda:0").run(tasks(2, "cpu", "cuda:0")))
     cases = [row.case.device for key in kept.added for row in kept.entries[key].results[:1]]
-    assert cases == ["cpu", "cpu", "cuda:0", "cuda:0"]
+    assert cases == ["cpu", "cpu", "cuda", "cuda"]
 
 
 @pytest.mark.parametrize("labels", [["unfold"], ["conv2d"], ["naive", "unfold", "separable"]], ids=len)
@@ -165,7 +165,7 @@ def test_a_lost_point_has_the_device_that_lost_it() -> None:
     machine = Machine(lambda worker, job: worker.crash())
     for event in machine.sweep(kept, "cuda:0", "cuda:1").run(tasks(4, "cuda:0", "cuda:1")):
         assert event.entry is not None
-        assert {row.case.device for row in event.entry.results} == {event.device}
+        assert {(row.case.device, row.device) for row in event.entry.results} == {("cuda", event.device)}
     assert len(kept.entries) == 4
 
 
@@ -305,9 +305,9 @@ def key(environment: Mapping[str, Any] = CPU, given: Settings = SETTINGS, **axes
         lambda: key(given=replace(SETTINGS, cache="cold")),
         lambda: key({**CPU, "versions": {"torch": "2.14.0"}}),
         lambda: key({**CPU, "cpu": {"model": "Another CPU"}}),
-        lambda: key({**CPU, "commit": "abc"}),
+        lambda: key({**CPU, "source": "abc"}),
     ],
-    ids=["point", "mode", "baseline", "seed", "budget", "backends", "cache", "versions", "machine", "commit"],
+    ids=["point", "mode", "baseline", "seed", "budget", "backends", "cache", "versions", "machine", "source"],
 )
 def test_a_key_is_of_the_point_the_settings_the_versions_and_the_machine(other: Callable[[], str]) -> None:
     assert other() != key()
@@ -411,10 +411,10 @@ def test_the_plan_of_compiled_takes_longer_the_first_time() -> None:
 
 def test_a_point_in_a_line() -> None:
     (task,) = tasks(1)
-    assert point_line(task.point) == "N=1 C=16 H=28 W=28 K=7 G=1"
+    assert point_line(task.point) == "N=1 C=16 H=28 W=28 K=7 G=1 threads=2"
     job = PointJob(task.point.case, task.settings, {"unfold": (Status.TIMEOUT, "no sign of life")})
     line = point_line(task.point, measured(job).results)
-    assert line.startswith("N=1 C=16 H=28 W=28 K=7 G=1: naive 1.00 ms")
+    assert line.startswith("N=1 C=16 H=28 W=28 K=7 G=1 threads=2: naive 1.00 ms")
     assert line.endswith("unfold timeout")
     gone = [replace(row, status=Status.OOM, latency=None) for row in measured(job).results]
     assert "naive oom" in point_line(task.point, gone)

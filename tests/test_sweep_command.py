@@ -313,3 +313,15 @@ def test_what_is_wrong_at_every_point_is_2_before_any_is_measured(machine: Machi
     assert run(*TINY, option) == 2
     assert option.partition("=")[0] in capsys.readouterr().err.splitlines()[-1]
     assert not machine.workers[0].jobs
+
+
+def test_the_journal_is_not_written_over_by_the_results(machine: Machine, capsys: Any) -> None:
+    assert run(*TINY, "--journal=one.json", "--output=./one.json") == 2
+    assert "--journal and --output are one file" in capsys.readouterr().err
+    assert not Path("one.json").exists()
+
+
+def test_settings_say_what_was_asked(machine: Machine) -> None:
+    assert run(*TINY, "--baseline=depthwise", "--timeout=7", "--quiet", "--output=out.json") == 0
+    settings = ResultSet.from_json(Path("out.json").read_text(encoding="utf-8")).settings
+    assert (settings["baseline"], settings["timeout"]) == ("depthwise", 7)

@@ -19,7 +19,7 @@ from invbench.cli import options
 from invbench.cli.options import CACHES, CLOCKS, option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
-from invbench.harness.messages import Hello, Welcome
+from invbench.harness.messages import Hello
 from invbench.harness.settings import Settings
 from invbench.harness.sweep import (
     Event,
@@ -147,6 +147,8 @@ def sweep(
     hello = Hello(devices, tuple(dict.fromkeys(subject or study.subjects)), settings.backends)
     file_format = options.file_format(file, format_name)
     path = journal or Path(f"{study.name}.jsonl")
+    if file is not None and file.resolve() == path.resolve():
+        raise InvbenchError(f"--journal and --output are one file: got {str(path)!r} for both; choose another for one")
     keep_quiet()
     with _interruptible(dry_run), ExitStack() as stack:
         tell = stack.enter_context(progress(quiet))
@@ -169,9 +171,9 @@ def sweep(
             tell.keep(each)
         if kept.repaired:
             tell.keep(f"{path}: the last line was torn, and is removed ({kept.repaired} bytes)")
-        header = _header(settings, welcome, refused, file, path)
-        kept.add_header(header)
         runner = Sweep(kept, welcome, timeout or study.timeout or TIMEOUT)
+        header = _header(tasks, runner, refused, options.command_line(file, path))
+        kept.add_header(header)
         interrupted = _run(runner, shuffled(tasks, seed) if shuffle else tasks, worker, tell)
         entries = [kept.entries[task.key] for task in tasks if task.key in kept.entries]
         results = document(entries, header, {**header.machines}, interrupted)
@@ -228,15 +230,19 @@ def _told(refused: Sequence[Refused]) -> list[str]:
     return [f"left out {count} combination{'s' * (count > 1)}: {reason}" for reason, count in reasons.items()]
 
 
-def _header(
-    settings: Settings, welcome: Welcome, refused: Sequence[Refused], file: Path | None, journal: Path
-) -> Header:
+def _header(tasks: Sequence[Task], sweep: Sweep, refused: Sequence[Refused], command: str) -> Header:
+    baselines = list(dict.fromkeys(task.point.baseline for task in tasks))
     return Header(
-        command=options.command_line(file, journal),
+        command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
-        settings={**asdict(settings), "baseline": None, "left_out": _told(refused)},
-        machines={machine_class(found): found for found in welcome.environments.values()},
+        settings={
+            **asdict(tasks[0].settings),
+            "baseline": baselines[0] if len(baselines) == 1 else baselines,
+            "timeout": sweep.timeout,
+            "left_out": _told(refused),
+        },
+        machines={machine_class(found): found for found in sweep.welcome.environments.values()},
     )
 
 

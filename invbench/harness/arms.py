@@ -13,8 +13,8 @@ import torch
 from invbench.cost import held_bytes
 from invbench.harness import machine
 from invbench.harness.blocks import Sampler
-from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
-from invbench.harness.subjects import Agreement, Runnable, check, describe_failure
+from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row, describe_failure
+from invbench.harness.subjects import Agreement, Runnable, check
 from invbench.ops import BACKENDS
 from invbench.results import Result, Status
 from invbench.spec import LAYOUTS, Case

@@ -19,8 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from invbench.harness.settings import CONVOLUTION_NAMES, INVOLUTION, USER, Subject
-from invbench.harness.subjects import describe_failure
+from invbench.harness.settings import CONVOLUTION_NAMES, INVOLUTION, USER, Subject, describe_failure
 from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError
 

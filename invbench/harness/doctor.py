@@ -14,7 +14,7 @@ from invbench.diagnosis.advice import of_environment, of_noise, of_observed
 from invbench.harness import machine, vitals
 from invbench.harness.clock import ColdClock, HostClock, clock_for
 from invbench.harness.noise import POINT, measure_noise
-from invbench.harness.subjects import describe_failure
+from invbench.harness.settings import describe_failure
 from invbench.spec import DTYPES, Case
 
 FLOOR_SAMPLES = {"hot": 1001, "cold": 15}  # a cold one writes 256 MiB before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -22,7 +23,10 @@ from invbench.harness.clock import clock_for
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
-THREAD_VARIABLES = (*QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = (
+    *QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER",
+    "TRITON_INTERPRET",
+)  # fmt: skip
 PACKAGES = ("invbench", "triton", "numba", "numpy")
 COPY_BYTES = 128 * 2**20
 PEAK_SECONDS = 0.15
@@ -149,6 +153,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {"torch": torch.__version__, **{name: _version(name) for name in PACKAGES}},
         "commit": _commit(),
+        "source": _source(),
         "cpu": {
             "model": _cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -271,6 +276,19 @@ def _cgroup_cpus() -> float | None:
     words = words or [_read(f"{folder}/cpu.cfs_quota_us") or "-1", _read(f"{folder}/cpu.cfs_period_us") or "0"]
     has_limit = len(words) == 2 and words[0].isdigit() and int(words[1]) > 0
     return int(words[0]) / int(words[1]) if has_limit else None
+
+
+def _source() -> str:
+    """A hash of the code that measures and of what it measures, which a commit is not while files differ from it."""
+    package = Path(__file__).parents[1]
+    files = [
+        package / "spec.py",
+        package / "cost.py",
+        *(package / "ops").rglob("*.py"),
+        *Path(__file__).parent.glob("*.py"),
+    ]
+    text = b"".join(file.read_bytes() for file in sorted(files))
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def _commit() -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import util
@@ -95,15 +95,22 @@ def _dismiss_children() -> None:
 util.Finalize(None, _dismiss_children, exitpriority=1)
 
 
-def cpu_peaks(jobs: Iterable[Job], workers: int) -> dict[Subject, Memory]:
-    """The peaks of all jobs, each subject in its own process, some at a time; ``UNKNOWN`` where one cannot be had."""
+def cpu_peaks(jobs: Iterable[Job], workers: int, beat: Callable[[], None] = lambda: None) -> dict[Subject, Memory]:
+    """The peaks of all jobs, each subject in its own process, some at a time; ``UNKNOWN`` where one cannot be had.
+
+    beat: called as each is done, so that somebody who waits sees that it goes on.
+    """
     jobs = list(jobs)
     if not server.has_high_water_mark() or not jobs:
         return {job.subject: UNKNOWN for job in jobs}
     server.start()
     pool = ThreadPoolExecutor(workers)
     try:
-        return dict(zip((job.subject for job in jobs), pool.map(_peak_of, jobs), strict=True))
+        peaks = {}
+        for job, peak in zip(jobs, pool.map(_peak_of, jobs), strict=True):
+            peaks[job.subject] = peak
+            beat()
+        return peaks
     except BaseException:  # Ctrl-C: who waits for a child is not kept waiting
         for child in list(_children.values()):
             child.kill()

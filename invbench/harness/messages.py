@@ -38,11 +38,14 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would happen at a point: why backends refuse, and what it needs."""
+    """What would happen at a point: why backends refuse, what its leanest and its largest row need, and, where nothing
+    can be measured there, why."""
 
     refusals: Mapping[str, str]
     needed_bytes: int
     free_bytes: int | None
+    most_bytes: int = 0
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

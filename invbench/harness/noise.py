@@ -20,8 +20,8 @@ from invbench.diagnosis import Launch, Noise, SubjectNoise
 from invbench.harness import machine
 from invbench.harness.blocks import Budget, measure
 from invbench.harness.clock import clock_for
-from invbench.harness.settings import INVOLUTION, Subject
-from invbench.harness.subjects import Runnable, describe_failure
+from invbench.harness.settings import INVOLUTION, Subject, describe_failure
+from invbench.harness.subjects import Runnable
 from invbench.ops import BACKENDS
 from invbench.ops.functional import choose_backend
 from invbench.spec import Case, InvbenchError, LayerSpec

@@ -183,7 +183,7 @@ def _measure_memory(run: _Run, arms: list[Arm]) -> None:
         peaks = {subject: memory.cuda_peak(runnable) for subject, runnable in ready.items()}
     elif run.device.type == "cpu":
         jobs = [memory.Job(subject, run.case, run.settings.seed, ready[subject].layout) for subject in ready]
-        peaks = memory.cpu_peaks(jobs, workers=machine.usable_cores())
+        peaks = memory.cpu_peaks(jobs, machine.usable_cores(), beat=lambda: run.watch.running(""))
     for arm in arms:
         if arm.subject in peaks:
             arm.result = replace(arm.result, memory=peaks[arm.subject])

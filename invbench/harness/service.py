@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from invbench.cost import held_bytes
 from invbench.harness.messages import Beacon, Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
-from invbench.harness.settings import OutOfRoomError, failed_rows
+from invbench.harness.settings import OutOfRoomError, describe_failure, failed_rows
 from invbench.results import Status
 from invbench.spec import InvbenchError
 
@@ -39,8 +41,6 @@ class _Watch:
 
     def failed(self, label: str, error: BaseException) -> None:
         import torch
-
-        from invbench.harness.subjects import describe_failure
 
         if self.device.startswith("cpu"):
             return
@@ -71,6 +71,12 @@ def serve(connection: Connection, beacon: Beacon) -> None:
             answer = Refusal(str(error))
         except DeviceLostError as error:
             answer = Lost(error.label, error.reason)
+        except Exception as error:
+            traceback.print_exc()
+            if not isinstance(request, PointJob):
+                raise
+            reason = describe_failure(error)
+            answer = Measured(failed_rows(request.case, request.settings, Status.ERROR, reason), None, {})
         except KeyboardInterrupt:  # no Ctrl-C reaches a worker: it is what a user's operator raised
             os._exit(1)
         service.tell(answer)
@@ -102,11 +108,11 @@ def _join_and_exit(parent: Any) -> None:
 
 @dataclass
 class _Service:
-    """What a worker can do; it knows the peaks that it has measured, by device and dtype."""
+    """What a worker can do; it knows the peaks that it has measured, by device, dtype and threads."""
 
     connection: Connection
     beacon: Beacon
-    peaks: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
+    peaks: dict[tuple[str, str, int], Mapping[str, float]] = field(default_factory=dict)
 
     def tell(self, message: object) -> None:
         """Send a line of progress or an answer; a parent that is gone needs none."""
@@ -129,7 +135,10 @@ class _Service:
 
         if hello.devices and all(device.startswith("cpu") for device in hello.devices):
             server.start(hello.backends)
-        names = tuple(dict.fromkeys(machine.full_name(device) for device in hello.devices or (None,)))
+        found = {machine.full_name(device): None for device in hello.devices or (None,)}
+        places = {machine.check_device(name): name for name in found}
+        # A type without a number is its first device.
+        names = tuple({(place.type, place.index or 0): name for place, name in places.items()}.values())
         subjects = []
         for name in hello.subjects:
             self.beacon.set(name)
@@ -143,17 +152,27 @@ class _Service:
     def _plan(self, job: PlanJob) -> Plan:
         from invbench.harness import machine
         from invbench.harness.point import needed_bytes
+        from invbench.harness.subjects import require_fitting
         from invbench.ops import BACKENDS
 
         device = machine.check_device(job.case.device)
         found = {name: BACKENDS[name].refusal(device.type, job.case.dtype) for name in job.settings.backends}
         refusals = {name: reason for name, reason in found.items() if reason}
-        return Plan(refusals, needed_bytes(job.case), machine.free_bytes(device))
+        able = [s for s in job.settings.subjects() if s.factory is None and s.backend not in refusals]
+        most = max(held_bytes(subject.name, subject.backend, job.case) for subject in able)
+        needed = needed_bytes(job.case)
+        try:
+            require_fitting(job.case)
+            reason = None
+        except InvbenchError as error:
+            reason = str(error)
+        return Plan(refusals, needed, machine.free_bytes(device), max(most, needed), reason)
 
     def _measure(self, job: PointJob) -> Measured:
         from invbench.harness.point import measure_point
 
-        known = self.peaks.get((job.case.device, job.case.dtype))
+        place = job.case.device, job.case.dtype, job.case.threads
+        known = self.peaks.get(place)
         watch = _Watch(self.beacon, job.case.device)
         # A backend that was asked for and refuses this point is a row of it; no reason to measure nothing.
         settings = replace(job.settings, asked_for=())
@@ -162,5 +181,5 @@ class _Service:
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
             return Measured(failed_rows(job.case, job.settings, status, str(error)), known, {})
-        self.peaks[job.case.device, job.case.dtype] = point.peaks
+        self.peaks[place] = point.peaks
         return Measured(point.results, point.peaks, point.seconds)

@@ -103,3 +103,10 @@ def failed_rows(case: Case, settings: Settings, status: Status, reason: str) -> 
     """A row with the reason for every subject of a point that could not be measured at all."""
     rows = (blank_row(subject, case) for subject in settings.subjects())
     return tuple(replace(row, status=status, reason=reason) for row in rows)
+
+
+def describe_failure(error: BaseException) -> str:
+    """The first line of what went wrong, with its type unless it already speaks to people."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "".join(c if c.isprintable() else " " for c in lines[0]) if lines else "no message"
+    return text if isinstance(error, InvbenchError) else f"{type(error).__name__}: {text}"

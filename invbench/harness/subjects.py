@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from invbench.harness.clock import Clock
+from invbench.harness.custom import resolve
 from invbench.harness.settings import INVOLUTION, Subject
 from invbench.ops import Involution2d, involution2d
 from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
@@ -73,7 +74,7 @@ class Runnable:
         self.grad_y: Tensor | None = None
         if case.mode is not Mode.FORWARD:
             self.inputs = [tensor.detach().requires_grad_() for tensor in self.inputs]
-            parameters = [] if self.module is None else list(self.module.parameters())
+            parameters = [] if self.module is None else _parameters(self.module)
             self.differentiated = [*self.inputs, *parameters]
             self.grad_y = random(self._output_size(), seed + 2)
 
@@ -91,8 +92,6 @@ class Runnable:
 
     def _build_custom(self) -> Callable[..., Tensor]:
         """What the user's factory makes; an involution layer gets the parameters that ours has."""
-        from invbench.harness.custom import resolve  # it needs this module
-
         assert self.subject.factory is not None
         claims_layer = self.subject.name == INVOLUTION and self.case.scope is Scope.LAYER
         ours = _layer(self.case, "naive") if claims_layer else None
@@ -244,7 +243,7 @@ def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
     if runnable.grad_y is not None:
         reference.grad_y = runnable.grad_y[images].to(device, torch.float64)
         reference.inputs = [tensor.requires_grad_() for tensor in reference.inputs]
-        parameters = [] if reference.module is None else list(reference.module.parameters())
+        parameters = [] if reference.module is None else _parameters(reference.module)
         reference.differentiated = [*reference.inputs, *parameters]
     return [tensor.detach() for tensor in reference.results()]
 
@@ -275,6 +274,11 @@ def _aggregate(case: Case, backend: str) -> Callable[..., Tensor]:
     return partial(
         involution2d, stride=s.stride, dilation=s.dilation, padding_mode=s.padding_mode, backend=backend
     )  # fmt: skip
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    """By name, since a user's layer may make them in another order than ours."""
+    return [parameter for _, parameter in sorted(module.named_parameters())]
 
 
 def _layer(case: Case, backend: str) -> Involution2d:
@@ -311,10 +315,3 @@ def require_fitting(case: Case) -> None:
         )
     if case.layer.K < 3:
         replace(case.layer, K=3).check_size(case.H, case.W)
-
-
-def describe_failure(error: BaseException) -> str:
-    """The first line of what went wrong, with its type unless it already speaks to people."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "".join(c if c.isprintable() else " " for c in lines[0]) if lines else "no message"
-    return text if isinstance(error, InvbenchError) else f"{type(error).__name__}: {text}"

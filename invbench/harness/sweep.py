@@ -109,7 +109,7 @@ def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) 
             "settings": {name: value for name, value in asdict(own).items() if name != "asked_for"},
             "versions": environment.get("versions"),
             "python": environment.get("python"),
-            "commit": environment.get("commit"),
+            "source": environment.get("source"),
             "threads": environment.get("threads", {}).get("variables"),
             "machine": machine_class(environment),
         }
@@ -250,10 +250,14 @@ class Sweep:
         assert lane.task is not None
         task, lane.task = lane.task, None
         machine = machine_class(self.welcome.environments[lane.device])
+        # Devices that share the points are alike, so that a point is the same on each; the row says which it was.
         rows = tuple(
-            replace(row, baseline=task.point.baseline, peaks=measured.peaks, machine=machine)
+            replace(
+                row, case=task.point.case, device=lane.device if row.case != task.point.case else None,
+                baseline=task.point.baseline, peaks=measured.peaks, machine=machine,
+            )
             for row in measured.results
-        )
+        )  # fmt: skip
         entry = Entry(task.key, rows, {"wall": time.monotonic() - lane.started, **measured.seconds})
         self.journal.add(entry)
         return Event(lane.device, task, entry=entry)

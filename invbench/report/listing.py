@@ -36,7 +36,7 @@ def render_profiles(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     lines = []
     for row in rows:
-        points = f"{row['points']:4} point{'s' * (row['points'] != 1)}"
-        head = f"{row['name']:18}{points:14}"
+        points = f"{row['points']:4} point{'s' * (row['points'] != 1)} on a CPU"
+        head = f"{row['name']:18}{points:24}"
         lines += textwrap.wrap(row["description"], width, initial_indent=head, subsequent_indent=" " * len(head))
     return "\n".join([*lines, "", "`invbench profiles NAME` shows one, `invbench sweep NAME --dry-run` its points."])

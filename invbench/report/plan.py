@@ -26,7 +26,8 @@ COMPILING = 30.0
 
 
 class Plan(Protocol):
-    """What would happen at a point: why backends refuse, bytes that it needs, and those that are free."""
+    """What would happen at a point: why backends refuse, bytes that its leanest and its largest row need, those that
+    are free, and why nothing can be measured there."""
 
     @property
     def refusals(self) -> Any: ...  # noqa: D102
@@ -34,6 +35,10 @@ class Plan(Protocol):
     def needed_bytes(self) -> int: ...  # noqa: D102
     @property
     def free_bytes(self) -> int | None: ...  # noqa: D102
+    @property
+    def most_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def reason(self) -> str | None: ...  # noqa: D102
 
 
 class Method(Protocol):
@@ -58,7 +63,7 @@ def render_plan(
                         "case": point.case.to_dict(), "baseline": point.baseline,
                         "backends": [name for name in method.backends if name not in plan.refusals],
                         "refusals": dict(plan.refusals), "needed_bytes": plan.needed_bytes,
-                        "free_bytes": plan.free_bytes,
+                        "most_bytes": plan.most_bytes, "free_bytes": plan.free_bytes, "reason": plan.reason,
                     }
                     for point, plan in zip(points, plans, strict=True)
                 ],
@@ -70,6 +75,7 @@ def render_plan(
     lines = [_table(points, plans, method)]
     reasons = {f"{name}: {reason}" for plan in plans for name, reason in plan.refusals.items()}
     lines += [f"* {reason}" for reason in sorted(reasons)]
+    lines += [f"* {reason}" for reason in dict.fromkeys(plan.reason for plan in plans) if reason]
     lines += [f"* left out: {reason}" for reason in dict.fromkeys(each.reason for each in refused)]
     compiling = " (the longer where torch.compile has cached nothing yet)" if high > low else ""
     lines.append(f"{len(points)} point{'s' * (len(points) != 1)}, about {_span(low, high)}{compiling}")
@@ -82,7 +88,10 @@ def point_line(point: GridPoint, rows: Sequence[Result] = ()) -> str:
     always = {name: case[name] for name in ("N", "C", "H", "W", "K", "G")}
     words = [f"{name}={value}" for name, value in always.items()]
     words += [str(case[name]) for name in ("dtype", "layout", "mode", "scope") if case[name] != DEFAULTS[name]]
-    words += [f"{name}={case[name]}" for name in ("stride", "dilation") if case[name] != 1]
+    other = ("stride", "dilation", "reduction", "padding_mode")
+    words += [f"{name}={case[name]}" for name in other if case[name] != DEFAULTS[name]]
+    words += [f"threads={case['threads']}"] if case["device"] == "cpu" else []
+    words += [f"against {point.baseline}"] if point.baseline != DEFAULTS["baseline"] else []
     line = " ".join(words)
     return f"{line}: {_outcome(point, rows)}" if rows else line
 
@@ -109,8 +118,9 @@ def _table(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -
         table.add_column(name, justify="left" if name == "backends" else "right")
     for case, plan in zip(cases, plans, strict=True):
         too_much = plan.free_bytes is not None and plan.needed_bytes > plan.free_bytes
-        memory = text.size(plan.needed_bytes) + (" (too much)" if too_much else "")
-        backends = ", ".join(name for name in method.backends if name not in plan.refusals)
+        sizes = dict.fromkeys([text.size(plan.needed_bytes), text.size(max(plan.needed_bytes, plan.most_bytes))])
+        memory = " to ".join(sizes) + (" (too much)" if too_much else "")
+        backends = "" if plan.reason else ", ".join(name for name in method.backends if name not in plan.refusals)
         table.add_row(*(str(case[name]) for name in shown), memory, Text(backends or "none"))
     buffer = io.StringIO()
     Console(file=buffer, width=shutil.get_terminal_size((100, 24)).columns, no_color=True).print(table)

@@ -36,8 +36,8 @@ class Result:
     roofline_fraction: the least time that the machine's peaks allow, over the latency.
 
     Documents of several points say in each row what a document of one point says once: baseline, what the ratio is to;
-    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``; run, which document it is from,
-    where several measured the same case on the same machine.
+    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``; device, where several
+    share the points; run, which document it is from, where several measured the same case on the same machine.
     """
 
     subject: str
@@ -60,6 +60,7 @@ class Result:
     baseline: str | None = None
     peaks: Mapping[str, float] | None = None
     machine: str | None = None
+    device: str | None = None
     run: str | None = None
 
     @property
@@ -94,7 +95,9 @@ class Result:
             "ratio": self.ratio and self.ratio.to_dict(),
             "warnings": list(self.warnings),
         }
-        optional = {name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine", "run")}
+        optional = {
+            name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine", "device", "run")
+        }
         return {**row, **{name: value for name, value in optional.items() if value is not None}}
 
     @classmethod
@@ -113,6 +116,7 @@ class Result:
             baseline=row.get("baseline"),
             peaks=row.get("peaks"),
             machine=row.get("machine"),
+            device=row.get("device"),
             run=row.get("run"),
             **{
                 name: row[name]

@@ -11,9 +11,11 @@ from invbench.spec import InvbenchError
 
 def load(path: Path) -> ResultSet:
     """The document in a file; a journal's points are one document. Raises InvbenchError that names the file."""
-    if path.suffix.lower() == ".jsonl":
-        return journal.read_document(path)
     try:
+        with path.open("rb") as file:
+            begins_as_journal = file.read(len(journal.FIRST)) == journal.FIRST
+        if begins_as_journal or path.suffix.lower() == ".jsonl":
+            return journal.read_document(path)
         return ResultSet.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a result file") from error

@@ -20,6 +20,7 @@ from invbench.results import Result, ResultSet
 from invbench.spec import InvbenchError
 
 VERSION = 1
+FIRST = b'{"journal":'  # what every journal begins with
 _BEGINNING = b'{"journal":'  # of the first line
 
 
@@ -220,7 +221,7 @@ def _parsed(whole: bytes, path: Path) -> Iterator[Header | Entry]:
 
 
 def read_document(path: Path) -> ResultSet:
-    """All points of a journal as one document; a torn last line is left out.
+    """All points of a journal as one document, of which each run is a part; a torn last line is left out.
 
     Raises InvbenchError if it cannot be read, is no journal, or holds no run.
     """
@@ -228,13 +229,18 @@ def read_document(path: Path) -> ResultSet:
         data = path.read_bytes()
     except OSError as error:
         raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a sweep's journal") from error
-    lines = list(_parsed(data[: data.rfind(b"\n") + 1], path))
-    headers = [line for line in lines if isinstance(line, Header)]
-    if not headers:
+    runs: list[tuple[Header, dict[str, Entry]]] = []
+    for line in _parsed(data[: data.rfind(b"\n") + 1], path):
+        if isinstance(line, Header):
+            runs.append((line, {}))
+        elif runs:
+            runs[-1][1][line.key] = line
+    if not runs:
         raise InvbenchError(f"{path} holds no sweep: got {len(data)} bytes without a header; name a sweep's journal")
-    entries = {line.key: line for line in lines if isinstance(line, Entry)}  # the last one of a key counts
-    machines = {name: found for header in headers for name, found in header.machines.items()}
-    return document(entries.values(), headers[-1], machines)
+    # Runs may differ in versions and settings; each row is told with those of its own.
+    measured = [run for run in runs if run[1]] or runs[-1:]
+    sets = [document(entries.values(), header, header.machines) for header, entries in measured]
+    return ResultSet.merged(sets, sets[-1].command, sets[-1].created)
 
 
 def document(

@@ -85,13 +85,21 @@ class Grid:
     filters: tuple[Expression, ...] = ()
 
     def with_axes(self, axes: Axes, filters: tuple[Expression, ...] = ()) -> Grid:
-        """The grid with other values for some axes, wherever it had any, and more filters."""
+        """The grid with other values for some axes, wherever it had any, and more filters.
+
+        Where a constraint makes H and W follow each other and only one of them is given, the other follows it; where
+        both are given, the constraint goes.
+        """
         replaced = _names_of(axes)
+        sides = replaced & set(_SQUARE)
+        follows = [c for c in self.constraints if c.definition and c.definition[0] in _SQUARE]
+        replaced |= set(_SQUARE) if sides and follows else set()
+        kept = [c for c in self.constraints if c not in follows or len(sides) < len(_SQUARE)]
         cases = tuple(dict.fromkeys(tuple(_without(case, replaced).items()) for case in self.cases))
         return Grid(
-            _replaced(self.axes, axes), tuple(dict(case) for case in cases),
+            {**_without(self.axes, replaced), **axes}, tuple(dict(case) for case in cases),
             {device: _without(old, replaced) for device, old in self.by_device.items()},
-            tuple(c for c in self.constraints if not (c.definition and c.definition[0] in replaced - set(_SQUARE))),
+            tuple(c for c in kept if not (c.definition and c.definition[0] in replaced - set(_SQUARE))),
             (*self.filters, *filters),
         )  # fmt: skip
 

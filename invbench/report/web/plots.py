@@ -182,9 +182,9 @@ class Roof:
 
 
 def roofs_of(results: ResultSet, points: Sequence[Point]) -> list[Roof]:
-    """For each machine, device and type the medians of its runs' peaks."""
+    """For each machine, device, type and number of threads the medians of its runs' peaks."""
     found: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
-    apart = [axis for axis in ("machine", "device", "dtype") if len(values_of(points, axis)) > 1]
+    apart = [axis for axis in ("machine", "device", "dtype", "threads") if len(values_of(points, axis)) > 1]
     for point, row in rows_of(points):
         peaks = results.peaks_of(row)
         if peaks and row.latency:
