@@ -88,6 +88,15 @@ def test_rows_of_one_side_only() -> None:
     assert found.exit_code == 0
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_a_backend_that_could_run_on_one_side_only_is_no_failure(added: bool) -> None:
+    gone = timed(status=Status.UNAVAILABLE, reason="it runs on GPUs", latency=None)
+    a, b = (gone, timed()) if added else (timed(), gone)
+    found = compare(one(a), one(b))
+    assert [change.verdict for change in found.of("latency")] == [Verdict.ONLY_B if added else Verdict.ONLY_A]
+    assert found.exit_code == 0
+
+
 def test_rows_that_neither_side_timed_have_no_verdict_on_latency() -> None:
     found = compare(one(timed(**OOM)), one(timed(**OOM)))
     assert found.of("latency") == []

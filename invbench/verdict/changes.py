@@ -99,7 +99,7 @@ def compare(a: ResultSet, b: ResultSet) -> Comparison:
     in_a, in_b = _by_row(a), _by_row(b)
     changes: list[Change] = []
     for key in dict.fromkeys([*in_a, *in_b]):
-        changes += _row(in_a.get(key, {}), in_b.get(key, {}))
+        changes += _row(*_that_could_run(in_a.get(key, {}), in_b.get(key, {})))
     return Comparison(a, b, tuple(changes), _differences(a, b))
 
 
@@ -110,6 +110,16 @@ def _by_row(results: ResultSet) -> dict[tuple[Case, str, str], dict[str, Result]
         machine = machine_class(results.environment_of(row))
         found.setdefault((row.case, row.subject, row.backend), {})[machine] = row
     return found
+
+
+def _that_could_run(a: Mapping[str, Result], b: Mapping[str, Result]) -> tuple[dict[str, Result], dict[str, Result]]:
+    """Without the rows of a backend that could run on the other side only: added or taken away, it is no failure."""
+
+    def kept(rows: Mapping[str, Result], others: Mapping[str, Result]) -> dict[str, Result]:
+        ran = {machine for machine, row in others.items() if row.status is not Status.UNAVAILABLE}
+        return {m: row for m, row in rows.items() if not (row.status is Status.UNAVAILABLE and m in ran)}
+
+    return kept(a, b), kept(b, a)
 
 
 def _row(a: Mapping[str, Result], b: Mapping[str, Result]) -> Iterator[Change]:
