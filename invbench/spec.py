@@ -12,6 +12,9 @@ from typing import Any
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 LAYOUTS = ("contiguous", "channels_last")
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+CLOCKS = ("eager", "device")
+CACHES = ("hot", "cold")
 BASELINES = ("conv2d", "conv2d-3x3", "depthwise", "none")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from invbench import __version__
 from invbench.cli import options
 from invbench.cli.interrupts import held_back
-from invbench.cli.options import CACHES, CLOCKS, option
+from invbench.cli.options import option
 from invbench.harness import keep_quiet, server
 from invbench.harness.blocks import Budget
 from invbench.harness.settings import Settings
@@ -17,7 +17,19 @@ from invbench.ops import BACKENDS
 from invbench.report import FORMATS, output
 from invbench.report.progress import progress
 from invbench.results import ResultSet
-from invbench.spec import BASELINES, DTYPES, LAYOUTS, PADDING_MODES, Case, InvbenchError, LayerSpec, Mode, Scope
+from invbench.spec import (
+    BASELINES,
+    CACHES,
+    CLOCKS,
+    DTYPES,
+    LAYOUTS,
+    PADDING_MODES,
+    Case,
+    InvbenchError,
+    LayerSpec,
+    Mode,
+    Scope,
+)
 from invbench.verdict import exit_code
 
 DEFAULT_G = 16

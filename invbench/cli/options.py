@@ -11,10 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from invbench.report import FORMATS, format_for, output
-from invbench.spec import InvbenchError, require_choice
-
-CLOCKS = ("eager", "device")
-CACHES = ("hot", "cold")
+from invbench.spec import CACHES, CLOCKS, InvbenchError, require_choice
 
 
 class Interrupted(Exception):  # noqa: N818 -- it is no error

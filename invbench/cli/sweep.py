@@ -16,7 +16,7 @@ import typer
 
 from invbench import __version__
 from invbench.cli import options
-from invbench.cli.options import CACHES, CLOCKS, option
+from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello
@@ -40,11 +40,21 @@ from invbench.report.plan import point_line, render_plan
 from invbench.report.progress import Teller, progress
 from invbench.results import machine_class
 from invbench.results.journal import Header, document, open_journal
-from invbench.spec import BASELINES, DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
+from invbench.spec import (
+    BASELINES,
+    CACHES,
+    CLOCKS,
+    DEVICE_TYPES,
+    DTYPES,
+    LAYOUTS,
+    PADDING_MODES,
+    InvbenchError,
+    Mode,
+    Scope,
+)
 from invbench.study import profile
 from invbench.study.expression import Expression
 from invbench.study.grid import AXES, FIELDS, Grid, GridPoint, Refused, parse_axis
-from invbench.study.profile import DEVICE_TYPES
 from invbench.verdict import exit_code
 
 TIMEOUT = 300.0

@@ -20,6 +20,7 @@ import torch
 from invbench.diagnosis.advice import of_environment
 from invbench.harness import QUIET, nvml
 from invbench.harness.clock import clock_for
+from invbench.harness.settings import require_cores
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
@@ -82,12 +83,7 @@ def set_threads(threads: int) -> None:
 
 def check_threads(threads: int) -> None:
     """Refuse, with an InvbenchError, more threads than this process may use cores."""
-    cores = usable_cores()
-    if threads > cores:
-        raise InvbenchError(
-            f"--threads {threads}: this process may use {cores} core(s); ask for at most {cores}, since "
-            "threads that share a core measure the scheduler"
-        )
+    require_cores(threads, usable_cores())
 
 
 def check_device(name: str) -> torch.device:

@@ -88,6 +88,15 @@ def check_clock(clock: str, device_type: str) -> None:
         raise InvbenchError(f"--clock device: {why}; use --clock eager")
 
 
+def require_cores(threads: int, cores: int) -> None:
+    """Refuse more threads than there are cores to run them."""
+    if threads > cores:
+        raise InvbenchError(
+            f"--threads {threads}: this process may use {cores} core(s); ask for at most {cores}, since "
+            "threads that share a core measure the scheduler"
+        )
+
+
 def blank_row(subject: Subject, case: Case) -> Result:
     """The row of a subject before it is measured, with its closed-form costs where there are such."""
     if (subject.name, case.scope) not in WORK:

@@ -15,7 +15,7 @@ from multiprocessing import connection
 from typing import Any
 
 from invbench.harness.messages import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
-from invbench.harness.settings import Settings, check_clock, failed_rows
+from invbench.harness.settings import Settings, check_clock, failed_rows, require_cores
 from invbench.harness.worker import STOP_SECONDS, Worker
 from invbench.results import Status, machine_class
 from invbench.results.journal import Entry, Journal, key_of
@@ -145,11 +145,7 @@ def check_settings(tasks: Sequence[Task], welcome: Welcome) -> None:
     """Refuse, before anything is measured, what is wrong with the settings of any task and not with its point."""
     for task in tasks:
         check_clock(task.settings.clock, kind_of(task.point.case.device))
-        if task.point.case.threads > welcome.cores:
-            raise InvbenchError(
-                f"--threads {task.point.case.threads}: this process may use {welcome.cores} core(s); ask for at most "
-                f"{welcome.cores}, since threads that share a core measure the scheduler"
-            )
+        require_cores(task.point.case.threads, welcome.cores)
 
 
 def plans_of(tasks: Sequence[Task], worker: Worker) -> list[Plan]:

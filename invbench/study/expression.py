@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from invbench.spec import BASELINES, DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
+from invbench.spec import BASELINES, DEVICE_TYPES, DTYPES, LAYOUTS, PADDING_MODES, InvbenchError, Mode, Scope
 
 WORDS = {
-    *DTYPES, *LAYOUTS, *PADDING_MODES, *map(str, Mode), *map(str, Scope), *BASELINES, "cpu", "cuda", "mps", "xpu",
+    *DTYPES, *LAYOUTS, *PADDING_MODES, *map(str, Mode), *map(str, Scope), *BASELINES, *DEVICE_TYPES,
 }  # fmt: skip
 
 LONGEST = 80  # characters of a text that a message repeats

@@ -28,13 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from invbench.ops import BACKENDS
-from invbench.spec import InvbenchError, require_choice
+from invbench.spec import CACHES, CLOCKS, DEVICE_TYPES, InvbenchError, require_choice
 from invbench.study.expression import Expression
 from invbench.study.grid import AXES, FIELDS, NUMBERS, Axes, Grid, Values, check_value, parse_axis
 
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
-CLOCKS = ("eager", "device")
-CACHES = ("hot", "cold")
 MOST_SECONDS = 1e9
 
 
