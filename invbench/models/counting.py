@@ -1,0 +1,93 @@
+"""What a network costs on paper: parameters and multiply-adds by type of module, in two conventions.
+
+The shapes come from a forward pass on the meta device, where nothing is computed. With P = output positions:
+
+    module        macs                                macs_mmcv: macs and besides
+    Conv2d        P*C_out*K*K*C_in/groups             P*C_out with a bias
+    Linear        in*out                              out with a bias
+    Involution2d  P*C*K*K, and its parts              nothing
+    BatchNorm2d   0                                   2 * elements of its input
+    ReLU          0                                   elements of its input
+    pooling       0                                   elements of its input
+
+``macs`` is what papers mean; ``macs_mmcv`` is what mmcv's get_model_complexity_info prints, which the official README
+quotes. Sums of two tensors count nothing in either.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from invbench.ops import Involution2d
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """params: all, and those that are trained. macs, macs_mmcv: of the forward pass of one image."""
+
+    params: int
+    params_trainable: int
+    macs: int
+    macs_mmcv: int
+
+
+def _convolution(layer: nn.Conv2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = y.numel() * layer.weight[0].numel()
+    return macs, macs + (y.numel() if layer.bias is not None else 0)
+
+
+def _linear(layer: nn.Linear, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = y.numel() * layer.in_features
+    biased: object = layer.bias  # torch's stubs know no layer without
+    return macs, macs + (y.numel() if biased is not None else 0)
+
+
+def _involution(layer: Involution2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = y.numel() * layer.spec.taps  # reduce, norm, activation and span are modules of their own
+    return macs, macs
+
+
+def _norm(_layer: nn.Module, x: Tensor, _y: Tensor) -> tuple[int, int]:
+    return 0, 2 * x.numel()
+
+
+def _elementwise(_layer: nn.Module, x: Tensor, _y: Tensor) -> tuple[int, int]:
+    return 0, x.numel()
+
+
+WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    Involution2d: _involution,
+    nn.BatchNorm2d: _norm,
+    nn.ReLU: _elementwise,
+    nn.MaxPool2d: _elementwise,
+    nn.AvgPool2d: _elementwise,
+    nn.AdaptiveAvgPool2d: _elementwise,
+}
+
+
+def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
+    """The counts of a network for one image [1, channels, H, W]; modules that ``WORK`` does not know count nothing."""
+    parameters = list(network.parameters())
+    found: list[tuple[int, int]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        found.append(WORK[type(layer)](layer, inputs[0], y))
+
+    shadow = copy.deepcopy(network).to("meta").eval()
+    for part in shadow.modules():
+        if isinstance(part, Involution2d):
+            part.backend = "naive"  # any that runs on the meta device
+        if type(part) in WORK:
+            part.register_forward_hook(note)
+    with torch.no_grad():
+        shadow(torch.empty(1, channels, H, W, device="meta"))
+    macs, macs_mmcv = (sum(numbers) for numbers in zip(*found, strict=True)) if found else (0, 0)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv)

@@ -1,0 +1,98 @@
+"""What RedNet and ResNet share: bottleneck blocks in four stages, and a linear classifier (He et al., CVPR 2016).
+
+    block   y = relu(bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))) + shortcut(x))
+
+conv1 and conv3 are 1x1 convolutions; conv2 is the one spatial layer, with the block's stride. Names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+EXPANSION = 4
+STEM_CHANNELS = 64
+MID_CHANNELS = (64, 128, 256, 512)
+
+# The spatial layer of a block: from its channels and its stride.
+Spatial = Callable[[int, int], nn.Module]
+
+
+class Bottleneck(nn.Module):
+    """[N, channels, H, W] to [N, 4 * mid, ceil(H / stride), ceil(W / stride)]."""
+
+    def __init__(self, channels: int, mid: int, stride: int, spatial: Spatial) -> None:
+        super().__init__()
+        out = EXPANSION * mid
+        self.conv1 = nn.Conv2d(channels, mid, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid)
+        self.conv2 = spatial(mid, stride)
+        self.bn2 = nn.BatchNorm2d(mid)
+        self.conv3 = nn.Conv2d(mid, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+class ResidualNetwork(nn.Module):
+    """Four stages and a classifier; a family adds its stem, and then these."""
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def add_stages(self, blocks: Sequence[int], num_classes: int, spatial: Spatial) -> None:
+        """``layer1`` to ``layer4``, ``avgpool`` and ``fc``.
+
+        blocks: their number in each stage. spatial: makes the middle layer of a block.
+        """
+        channels = STEM_CHANNELS
+        for index, (count, mid) in enumerate(zip(blocks, MID_CHANNELS, strict=True)):
+            stage = []
+            for block in range(count):
+                stride = 2 if index > 0 and block == 0 else 1
+                stage.append(Bottleneck(channels, mid, stride, spatial))
+                channels = EXPANSION * mid
+            self.add_module(f"layer{index + 1}", nn.Sequential(*stage))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def stem_forward(self, x: Tensor) -> Tensor:
+        """What comes before the stages: [N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] from images [N, 3, H, W]."""
+        x = self.stem_forward(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+def _initialise(network: nn.Module) -> None:
+    """The official code's start (mmcls): He et al.'s random numbers, and blocks that begin as their shortcut.
+
+    Without the latter the output of a fresh RedNet overflows in eval mode: an involution is quadratic in its input,
+    and statistics that no batch has passed through normalise nothing.
+    """
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, Bottleneck):
+            nn.init.zeros_(part.bn3.weight)

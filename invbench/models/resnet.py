@@ -1,0 +1,34 @@
+"""ResNet with bottlenecks (He et al., CVPR 2016), the stride in the 3x3 convolution as in torchvision.
+
+stem    7x7 conv stride 2, 3 -> 64, BN, ReLU; max-pool 3 stride 2
+stages  bottlenecks with a 3x3 convolution in the middle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from invbench.models.residual import STEM_CHANNELS, ResidualNetwork
+
+
+class ResNet(ResidualNetwork):
+    """Images [N, 3, H, W] to logits [N, num_classes]; state_dict names are torchvision's."""
+
+    def __init__(self, blocks: Sequence[int], num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.add_stages(blocks, num_classes, _convolution)
+
+    def stem_forward(self, x: Tensor) -> Tensor:
+        """[N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
+        y: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return y
+
+
+def _convolution(channels: int, stride: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
