@@ -26,7 +26,7 @@ from torch import Tensor
 
 from invbench import __version__, cli
 from invbench.cli import options
-from invbench.harness import blocks, machine, memory, point, server
+from invbench.harness import blocks, machine, memory, point, server, timing
 from invbench.ops import BACKENDS, naive, unfold
 from invbench.report import FORMATS, SUFFIXES
 from invbench.results import ResultSet
@@ -66,10 +66,10 @@ class FakeClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Real tensors, but neither waiting, nor large copies, nor other processes."""
     fake = FakeClock()
-    monkeypatch.setattr(point, "clock_for", lambda device, cache: fake)
-    monkeypatch.setattr(point, "measure", functools.partial(blocks.measure, now=fake.now))
+    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(
-        machine, "measure_peaks", lambda case, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
+        machine, "measure_peaks", lambda dtype, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
     )
     monkeypatch.setattr(server, "start", lambda backends=(): None)
     monkeypatch.setattr(

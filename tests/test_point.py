@@ -15,7 +15,7 @@ import torch
 from test_results import ROW, differences, document
 from torch import Tensor
 
-from invbench.harness import blocks, machine, memory, point, server
+from invbench.harness import blocks, machine, memory, point, server, timing
 from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, measure_point
 from invbench.harness.settings import Settings
@@ -139,9 +139,9 @@ PEAKS = {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(point, "clock_for", lambda device, cache: fake)
-    monkeypatch.setattr(point, "measure", functools.partial(blocks.measure, now=fake.now))
-    monkeypatch.setattr(machine, "measure_peaks", lambda case, device: dict(PEAKS))
+    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
+    monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(server, "start", lambda backends: None)
     monkeypatch.setattr(
         memory, "cpu_peaks", lambda jobs, workers, beat: {job.subject: Memory(7, "fake") for job in jobs}

@@ -13,10 +13,11 @@ import torch
 from invbench.cost import held_bytes
 from invbench.harness import machine
 from invbench.harness.blocks import Sampler
-from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row, describe_failure
+from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
 from invbench.harness.subjects import Agreement, Runnable, check
+from invbench.harness.timing import Arm
 from invbench.ops import BACKENDS
-from invbench.results import Result, Status
+from invbench.results import Status
 from invbench.spec import LAYOUTS, Case
 
 LAYOUT_TRIALS = 3
@@ -26,18 +27,7 @@ ROOM = 0.95  # share of the free memory that a point may plan with
 Skipped = Mapping[str, tuple[Status, str]]
 
 
-@dataclass
-class Arm:
-    """A subject, what is known of it so far, and how to call it where it can be called."""
-
-    subject: Subject
-    result: Result
-    runnable: Runnable | None = None
-
-    def fail(self, status: Status, reason: str) -> None:
-        """It ends here, with a reason and no latency."""
-        self.result = replace(self.result, status=status, reason=reason, latency=None)
-        self.runnable = None
+OperatorArm = Arm[Subject, Runnable]
 
 
 @dataclass(frozen=True)
@@ -56,9 +46,9 @@ class Preparation:
     skipped: Skipped = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
 
-    def arm(self, subject: Subject) -> Arm:
+    def arm(self, subject: Subject) -> OperatorArm:
         """Build, call for the first time, and prove right; whatever fails makes the row's status and reason."""
-        arm = Arm(subject, blank_row(subject, self.case))
+        arm = OperatorArm(subject, blank_row(subject, self.case))
         refusal = self._refusal(subject)
         if refusal is not None:
             arm.fail(*refusal)
@@ -69,7 +59,7 @@ class Preparation:
             prepared = [self._first_call(subject, layout) for layout in layouts]
             runnable, first_call, agreement = prepared[_fastest([self.sampler(ready[0]) for ready in prepared])]
         except (Exception, SystemExit) as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
-            fail(arm, failure)
+            arm.raised(failure)
             self.watch.failed(subject.label, failure)
         else:
             self._record(arm, runnable, first_call, agreement)
@@ -101,7 +91,7 @@ class Preparation:
         first_call = time.perf_counter() - started
         return runnable, first_call, check(runnable, self.references, results)
 
-    def _record(self, arm: Arm, runnable: Runnable, first_call: float, agreement: Agreement | None) -> None:
+    def _record(self, arm: OperatorArm, runnable: Runnable, first_call: float, agreement: Agreement | None) -> None:
         chosen = None if arm.subject.name == INVOLUTION else runnable.layout
         arm.result = replace(arm.result, first_call=first_call, chosen_layout=chosen)
         arm.runnable = runnable
@@ -119,12 +109,6 @@ class Preparation:
                 f"expected at most {agreement.tolerance:.0e}; do not use this backend for this configuration"
             )
             arm.fail(Status.MISMATCH, reason)
-
-
-def fail(arm: Arm, error: BaseException) -> None:
-    """The row of a subject that raised."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-    arm.fail(Status.OOM if out_of_memory else Status.ERROR, describe_failure(error))
 
 
 def gib(size: float) -> str:

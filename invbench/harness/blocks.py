@@ -68,20 +68,22 @@ def measure(
     samplers: Mapping[str, Sampler],
     budget: Budget,
     seed: int,
-    baseline: str | None = None,
+    baseline: str | Mapping[str, str] | None = None,
     now: Callable[[], float] = time.perf_counter,
     progress: Callable[[int, float], None] = lambda _rounds, _share: None,
 ) -> Measurement:
     """Blocks of all subjects, interleaved, until all are precise or their noise is known, or the budget is spent.
 
     samplers: by name; each returns seconds per call, averaged over the number of calls it is given.
-    baseline: where given, precision means that of the paired ratio to it, otherwise that of the latency.
+    baseline: where given, precision means that of the paired ratio to it, otherwise that of the latency; one for all,
+    or by name.
     progress: told the rounds done and the share of the budget spent.
 
     All subjects take part in all rounds, so that any two of them can be compared as pairs; an unfinished round is not
     kept. A subject that raises is a failure, and the others go on.
     """
     tracks: dict[str, _Track] = {}
+    bases = dict.fromkeys(samplers, baseline) if isinstance(baseline, str) else dict(baseline or {})
     failures: dict[str, Exception] = {}
     order = random.Random(seed)
     interrupted = False
@@ -93,7 +95,7 @@ def measure(
             except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
                 failures[name] = error
         started = now()
-        while tracks and not _finished(tracks, baseline, budget, now() - started):
+        while tracks and not _finished(tracks, bases, budget, now() - started):
             _round(tracks, failures, order)
             progress(_rounds(tracks), (now() - started) / budget.seconds)
     except KeyboardInterrupt:
@@ -101,7 +103,7 @@ def measure(
     done = {}
     for name, track in tracks.items():
         if track.blocks:
-            stop = "interrupted" if interrupted else _stop_reason(name, tracks, baseline, budget) or "budget"
+            stop = "interrupted" if interrupted else _stop_reason(name, tracks, bases, budget) or "budget"
             done[name] = Samples(tuple(track.blocks), track.calls, stop=stop)
     return Measurement(done, failures, interrupted)
 
@@ -166,19 +168,20 @@ def _rounds(tracks: Mapping[str, _Track]) -> int:
     return min((len(track.blocks) for track in tracks.values()), default=0)
 
 
-def _finished(tracks: Mapping[str, _Track], baseline: str | None, budget: Budget, spent: float) -> bool:
+def _finished(tracks: Mapping[str, _Track], bases: Mapping[str, str], budget: Budget, spent: float) -> bool:
     rounds = _rounds(tracks)
     if rounds < 1:
         return False
     if spent + spent / rounds > budget.seconds:  # another round would not fit
         return True
-    return rounds >= MIN_ROUNDS and all(_stop_reason(name, tracks, baseline, budget) for name in tracks)
+    return rounds >= MIN_ROUNDS and all(_stop_reason(name, tracks, bases, budget) for name in tracks)
 
 
-def _stop_reason(name: str, tracks: Mapping[str, _Track], baseline: str | None, budget: Budget) -> str | None:
+def _stop_reason(name: str, tracks: Mapping[str, _Track], bases: Mapping[str, str], budget: Budget) -> str | None:
     """Why no more rounds are needed for this subject: its precision, or its noise; None if they are."""
     values = tracks[name].values()
-    if baseline is not None and baseline in tracks and baseline != name:
+    baseline = bases.get(name, name)
+    if baseline in tracks and baseline != name:
         values = [value / base for value, base in zip(values, tracks[baseline].values(), strict=True)]
     if len(values) < MIN_ROUNDS:
         return None

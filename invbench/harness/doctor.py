@@ -82,7 +82,7 @@ def _one_element(device: torch.device) -> Callable[[Any], object]:
 def _peak(case: Case, device: torch.device, tell: Tell) -> Peak:
     tell(f"measuring peaks in {case.dtype}")
     try:
-        peaks = machine.measure_peaks(case, device)
+        peaks = machine.measure_peaks(case.dtype, device)
     except Exception as error:  # noqa: BLE001 -- told as this dtype's reason: a device may lack it
         return Peak(case.dtype, reason=describe_failure(error))
     return Peak(case.dtype, peaks["matmul_flop_per_s"], peaks["copy_bytes_per_s"])

@@ -180,9 +180,9 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def measure_peaks(case: Case, device: torch.device) -> dict[str, float]:
-    """The matrix product rate (FLOP/s, in the point's dtype) and copy bandwidth (read plus write, bytes/s)."""
-    dtype = getattr(torch, case.dtype)
+def measure_peaks(dtype_name: str, device: torch.device) -> dict[str, float]:
+    """The matrix product rate (FLOP/s, in that dtype) and copy bandwidth (read plus write, bytes/s)."""
+    dtype = getattr(torch, dtype_name)
     source = torch.ones(COPY_BYTES // 4, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     clock = clock_for(device)
@@ -281,6 +281,7 @@ def _source() -> str:
         package / "spec.py",
         package / "cost.py",
         *(package / "ops").rglob("*.py"),
+        *(package / "models").glob("*.py"),
         *Path(__file__).parent.glob("*.py"),
     ]
     text = b"".join(file.read_bytes() for file in sorted(files))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from invbench.cost import held_bytes, reference_bytes
 from invbench.harness import machine, memory, server
-from invbench.harness.arms import ROOM, Arm, Preparation, Skipped, fail, gib
-from invbench.harness.blocks import MIN_ROUNDS, Sampler, measure
-from invbench.harness.clock import clock_for
+from invbench.harness.arms import ROOM, OperatorArm, Preparation, Skipped, gib
+from invbench.harness.blocks import Sampler
 from invbench.harness.settings import (
     INVOLUTION,
     OutOfRoomError,
@@ -25,13 +22,12 @@ from invbench.harness.settings import (
     check_clock,
 )
 from invbench.harness.subjects import Runnable, require_fitting
+from invbench.harness.timing import Run, cudnn_autotune, measure_arms, with_warnings
 from invbench.ops import BACKENDS
-from invbench.results import Result, Status
+from invbench.results import Result
 from invbench.results.quantities import Memory
 from invbench.spec import BackendUnavailableError, Case
 from invbench.verdict import roofline_fraction, with_ratios
-
-NOISY = 0.05  # half-width of the interval, as a share of the median
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +43,6 @@ class Point:
     environment: dict[str, Any]
     interrupted: bool
     seconds: dict[str, float]
-
-
-@dataclass
-class _Run:
-    """What one point is measured with, and where its time goes."""
-
-    case: Case
-    settings: Settings
-    device: torch.device
-    tell: Callable[[str], None]
-    watch: Watch
-    seconds: dict[str, float] = field(default_factory=lambda: {"timed": 0.0})
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of what happens inside."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def watched(self, label: str, sampler: Sampler) -> Sampler:
-        """A sampler that says who runs, and for how long."""
-
-        def sample(calls: int) -> float:
-            self.watch.running(label)
-            with self.phase("timed"):
-                return sampler(calls)
-
-        return sample
 
 
 def measure_point(
@@ -97,44 +62,46 @@ def measure_point(
     there, more threads than cores, more memory than is free.
     """
     device = machine.check_device(case.device)
-    run = _Run(replace(case, device=str(device)), settings, device, tell, watch or Unwatched())
-    _check(run)
+    case = replace(case, device=str(device))
+    run = Run(settings, device, tell, watch or Unwatched())
+    _check(case, settings, device)
     if device.type == "cpu":
         server.start(settings.backends)
     machine.set_threads(case.threads)
     load = machine.load()  # before our own work counts
-    with _cudnn_autotune(device, settings.autotune):
+    with cudnn_autotune(device, settings.autotune):
         with run.phase("prepare"):
-            arms = _prepared(run, skipped or {})
-        peaks = known_peaks or _peaks(run)
+            arms = _prepared(run, case, settings, skipped or {})
+        peaks = known_peaks or run.peaks(case.dtype)
         environment = machine.fingerprint(device)
         environment["cpu"]["load"] = load
         with run.phase("measure"):
-            interrupted = _measure(run, arms)
+            interrupted = measure_arms(run, arms, settings.baseline)
+        _expect_memory(arms)
         # Whatever Ctrl-C cuts off from here on, the latencies are kept.
         try:
             if not interrupted:
                 if known_peaks is None:
                     # Again, since a machine that was busy before may be quiet after: a peak is the most that was seen.
-                    peaks = {name: max(peaks[name], peak) for name, peak in _peaks(run).items()}
+                    peaks = {name: max(peaks[name], peak) for name, peak in run.peaks(case.dtype).items()}
                 tell("measuring peak memory, each subject in a process of its own")
                 with run.phase("memory"):
-                    _measure_memory(run, arms)
+                    _measure_memory(run, case, arms)
         except KeyboardInterrupt:
             interrupted = True
     results = tuple(_judge(arm.result, peaks, environment) for arm in arms)
     return Point(with_ratios(results, settings.baseline), dict(peaks), environment, interrupted, run.seconds)
 
 
-def _prepared(run: _Run, skipped: Skipped) -> list[Arm]:
-    clock = clock_for(run.device, run.settings.cache)
+def _prepared(run: Run, case: Case, settings: Settings, skipped: Skipped) -> list[OperatorArm]:
+    clock = run.clock()
 
     def sampler(runnable: Runnable) -> Sampler:
         return run.watched(runnable.subject.label, runnable.sampler(clock))
 
-    preparation = Preparation(run.case, run.settings, run.device, sampler, run.watch, skipped)
+    preparation = Preparation(case, settings, run.device, sampler, run.watch, skipped)
     arms = []
-    for subject in run.settings.subjects():
+    for subject in settings.subjects():
         run.tell(_preparing(subject))
         arms.append(preparation.arm(subject))
     return arms
@@ -145,44 +112,21 @@ def _preparing(subject: Subject) -> str:
     return f"preparing {subject.label}{slow.get(subject.backend, '')}"
 
 
-def _peaks(run: _Run) -> dict[str, float]:
-    run.tell("measuring the machine's peaks")
-    with run.phase("peaks"):
-        return machine.measure_peaks(run.case, run.device)
+def _expect_memory(arms: list[OperatorArm]) -> None:
+    """Until a row's memory is measured, it is not known."""
+    for arm in arms:
+        if arm.result.latency is not None:
+            arm.result = replace(arm.result, memory=memory.UNKNOWN)
 
 
-def _measure(run: _Run, arms: list[Arm]) -> bool:
-    """Fill in the latencies; True if Ctrl-C ended it early."""
-    clock = clock_for(run.device, run.settings.cache)
-    ready = {arm.subject.label: arm for arm in arms if arm.runnable is not None}
-    samplers = {label: run.watched(label, arm.runnable.sampler(clock)) for label, arm in ready.items() if arm.runnable}
-    run.tell("warming up")
-    measurement = measure(
-        samplers, run.settings.budget, run.settings.seed, run.settings.baseline,
-        progress=lambda rounds, share: run.tell(f"measuring: round {rounds}, {min(1, share):.0%} of the budget"),
-    )  # fmt: skip
-    run.watch.running("")
-    for label, error in measurement.failures.items():
-        run.watch.failed(label, error)
-    for label, arm in ready.items():
-        if label in measurement.failures:
-            fail(arm, measurement.failures[label])
-        elif label in measurement.samples:
-            samples = replace(measurement.samples[label], clock=run.settings.clock, cache=run.settings.cache)
-            arm.result = replace(arm.result, latency=samples, memory=memory.UNKNOWN)
-        else:
-            arm.fail(Status.ERROR, "interrupted before its first block was done")
-    return measurement.interrupted
-
-
-def _measure_memory(run: _Run, arms: list[Arm]) -> None:
+def _measure_memory(run: Run, case: Case, arms: list[OperatorArm]) -> None:
     """Fill in the peaks."""
     ready = {arm.subject: arm.runnable for arm in arms if arm.runnable is not None}
     peaks: Mapping[Subject, Memory] = {}
     if run.device.type == "cuda":
         peaks = {subject: memory.cuda_peak(runnable) for subject, runnable in ready.items()}
     elif run.device.type == "cpu":
-        jobs = [memory.Job(subject, run.case, run.settings.seed, ready[subject].layout) for subject in ready]
+        jobs = [memory.Job(subject, case, run.settings.seed, ready[subject].layout) for subject in ready]
         peaks = memory.cpu_peaks(jobs, machine.usable_cores(), beat=lambda: run.watch.running(""))
     for arm in arms:
         if arm.subject in peaks:
@@ -192,15 +136,8 @@ def _measure_memory(run: _Run, arms: list[Arm]) -> None:
 def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, Any]) -> Result:
     """The row with its roofline share and its warnings, each of which says what to do."""
     share = roofline_fraction(result, peaks)
+    result = with_warnings(result, environment)
     warnings = list(result.warnings)
-    if result.latency is not None:
-        interval = result.latency.interval
-        if interval.half_width > NOISY:
-            limit = f"the interval is wider than +-{NOISY:.0%} of the median"
-            warnings.append(f"noisy: {limit}; stop other programs or raise --budget")
-        if interval.count < MIN_ROUNDS:
-            warnings.append(f"only {interval.count} round(s): the interval is their range; raise --budget")
-        warnings += machine.advice(environment)
     if share is not None and share > 1:
         why = "its data stays in cache (see --cache cold), or the matrix product was not the machine's fastest"
         warnings.append(f"faster than the peaks of this run allow: {why}")
@@ -209,12 +146,11 @@ def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, An
     return replace(result, roofline_fraction=share, warnings=tuple(warnings))
 
 
-def _check(run: _Run) -> None:
+def _check(case: Case, settings: Settings, device: torch.device) -> None:
     """Refuse what cannot be measured, before anything is allocated."""
-    case, device = run.case, run.device
-    check_clock(run.settings.clock, device.type)
+    check_clock(settings.clock, device.type)
     require_fitting(case)
-    refusals = {name: BACKENDS[name].refusal(device.type, case.dtype) for name in run.settings.asked_for}
+    refusals = {name: BACKENDS[name].refusal(device.type, case.dtype) for name in settings.asked_for}
     if refusals and all(refusals.values()):
         raise BackendUnavailableError("; ".join(f"--backend {name}: {why}" for name, why in refusals.items()))
     machine.check_threads(case.threads)
@@ -229,15 +165,3 @@ def _check(run: _Run) -> None:
 def needed_bytes(case: Case) -> int:
     """About how much memory the leanest row of a point and its reference need at once."""
     return held_bytes(INVOLUTION, "naive", case) + reference_bytes(case)
-
-
-@contextlib.contextmanager
-def _cudnn_autotune(device: torch.device, allowed: bool) -> Iterator[None]:
-    """cuDNN may choose the fastest algorithm for the convolutions; the setting is put back afterwards."""
-    before = torch.backends.cudnn.benchmark
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

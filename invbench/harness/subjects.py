@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invbench.harness.clock import Clock
 from invbench.harness.custom import resolve
 from invbench.harness.settings import INVOLUTION, Subject
+from invbench.harness.steps import MEMORY_FORMATS, Step, largest_difference, norm_difference, random_normal
 from invbench.ops import Involution2d, involution2d
 from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
 
@@ -44,19 +43,15 @@ CONVOLUTIONS: dict[str, Callable[[LayerSpec], nn.Module]] = {
 }
 
 
-class Runnable:
-    """A subject at a point, ready to be called: random normal inputs, the same bits for every subject of a seed.
-
-    ``before`` and ``timed`` are the two halves of one measured call: for mode ``backward`` the forward pass happens
-    in ``before``, outside the clock. ``context`` is to be entered around calls.
-    """
+class Runnable(Step):
+    """A subject at a point, ready to be called: random normal inputs, the same bits for every subject of a seed."""
 
     def __init__(self, subject: Subject, case: Case, seed: int, layout: str | None = None) -> None:
         self.subject, self.case = subject, case
         self.layout = layout or case.layout
         s = case.layer
         random = partial(_random, case=case, layout=self.layout)
-        self.inputs = [random((case.N, s.C, case.H, case.W), seed)]
+        self.mode, self.inputs = case.mode, [random((case.N, s.C, case.H, case.W), seed)]
         H_out, W_out = s.out_size(case.H), s.out_size(case.W)
         self.module: nn.Module | None = None
         if subject.name == INVOLUTION and case.scope is Scope.AGGREGATE:
@@ -116,48 +111,8 @@ class Runnable:
         if randomise:
             _randomise_statistics(module)
         where: dict[str, Any] = {"device": self.case.device, "dtype": getattr(torch, self.case.dtype)}
-        where["memory_format"] = _MEMORY_FORMATS[self.layout]  # not in torch's stubs
+        where["memory_format"] = MEMORY_FORMATS[self.layout]  # not in torch's stubs
         return module.to(**where).train(self.case.mode is not Mode.FORWARD)
-
-    def context(self) -> AbstractContextManager[Any]:
-        """Inference mode for forward, nothing otherwise."""
-        return torch.inference_mode() if self.case.mode is Mode.FORWARD else nullcontext()
-
-    def before(self) -> Tensor | None:
-        """What one call needs and the clock does not see: the forward pass of mode ``backward``."""
-        return self.function(*self.inputs) if self.case.mode is Mode.BACKWARD else None
-
-    def timed(self, y: Tensor | None) -> Sequence[Tensor]:
-        """One call of the timed mode: [y], or the gradients of inputs and parameters."""
-        if self.case.mode is Mode.FORWARD:
-            return [self.function(*self.inputs)]
-        y = self.function(*self.inputs) if y is None else y
-        return torch.autograd.grad(y, self.differentiated, self.grad_y)
-
-    def call(self) -> Sequence[Tensor]:
-        """One whole call, as a user would make it."""
-        with self.context():
-            return self.timed(self.before())
-
-    def results(self) -> list[Tensor]:
-        """All that can be right or wrong: y and, unless the mode is ``forward``, the gradients."""
-        with self.context():
-            y = self.function(*self.inputs)
-            if not isinstance(y, Tensor):
-                raise InvbenchError(f"an operator returns one tensor: got {type(y).__name__}; return y alone")
-            return [y.detach(), *(self.timed(y) if self.differentiated else ())]
-
-    def sampler(self, clock: Clock) -> Callable[[int], float]:
-        """Seconds per call by a clock, averaged over the number of calls given."""
-
-        def sample(calls: int) -> float:
-            with self.context():
-                if self.case.mode is not Mode.BACKWARD:
-                    return clock.sample(self.before, self.timed, calls)
-                # A graph can be walked once, so each call brings its own forward pass.
-                return sum(clock.sample(self.before, self.timed, 1) for _ in range(calls)) / calls
-
-        return sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +163,9 @@ def check(
                 f"y or a gradient has the wrong shape: got {got}, expected {expected}; mend the operator"
             )
         if index > 0 and has_kinks:  # y comes first, then the gradients
-            agreement = Agreement(_norm_difference(output, reference), TOLERANCE_OVER_KINKS[precision])
+            agreement = Agreement(norm_difference(output, reference), TOLERANCE_OVER_KINKS[precision])
         else:
-            agreement = Agreement(_largest_difference(output, reference), TOLERANCE[precision])
+            agreement = Agreement(largest_difference(output, reference), TOLERANCE[precision])
         if math.isnan(agreement.relative):
             return agreement
         worst = max(worst, agreement, key=lambda each: each.share)
@@ -248,20 +203,6 @@ def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
     return [tensor.detach() for tensor in reference.results()]
 
 
-def _largest_difference(output: Tensor, reference: Tensor) -> float:
-    difference = (output.to(reference.device, torch.float64) - reference).abs().max().item()
-    return _relative(difference, reference.abs().max().item())
-
-
-def _norm_difference(output: Tensor, reference: Tensor) -> float:
-    difference = (output.to(reference.device, torch.float64) - reference).norm().item()
-    return _relative(difference, reference.norm().item())
-
-
-def _relative(difference: float, scale: float) -> float:
-    return difference / scale if scale else difference
-
-
 def _computes_in_tf32(runnable: Runnable) -> bool:
     """Whether cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
     on_cuda = torch.device(runnable.case.device).type == "cuda"
@@ -288,13 +229,8 @@ def _layer(case: Case, backend: str) -> Involution2d:
     )
 
 
-_MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
 def _random(size: tuple[int, ...], seed: int, case: Case, layout: str) -> Tensor:
-    generator = torch.Generator(case.device).manual_seed(seed)
-    values = torch.randn(size, generator=generator, device=case.device)
-    return values.to(getattr(torch, case.dtype)).contiguous(memory_format=_MEMORY_FORMATS[layout])
+    return random_normal(size, seed, case.device, case.dtype, layout)
 
 
 def _randomise_statistics(module: nn.Module) -> None:

@@ -1,0 +1,101 @@
+"""What is timed, whatever it computes: one call of a function on its inputs, in a mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invbench.harness.clock import Clock
+from invbench.spec import InvbenchError, Mode
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Step:
+    """A function and its inputs, ready to be called in a mode.
+
+    ``before`` and ``timed`` are the two halves of one measured call: for mode ``backward`` the forward pass happens
+    in ``before``, outside the clock. ``context`` is to be entered around calls.
+
+    differentiated: whose gradients are computed, in modes other than ``forward``. grad_y: the gradient of the output.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        differentiated: Sequence[Tensor] = (),
+        grad_y: Tensor | None = None,
+    ) -> None:
+        self.mode, self.function, self.inputs = mode, function, list(inputs)
+        self.differentiated, self.grad_y = list(differentiated), grad_y
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Inference mode for forward, nothing otherwise."""
+        return torch.inference_mode() if self.mode is Mode.FORWARD else nullcontext()
+
+    def before(self) -> Tensor | None:
+        """What one call needs and the clock does not see: the forward pass of mode ``backward``."""
+        return self.function(*self.inputs) if self.mode is Mode.BACKWARD else None
+
+    def timed(self, y: Tensor | None) -> Sequence[Tensor]:
+        """One call of the timed mode: [y], or the gradients."""
+        if self.mode is Mode.FORWARD:
+            return [self.function(*self.inputs)]
+        y = self.function(*self.inputs) if y is None else y
+        return torch.autograd.grad(y, self.differentiated, self.grad_y)
+
+    def call(self) -> Sequence[Tensor]:
+        """One whole call, as a user would make it."""
+        with self.context():
+            return self.timed(self.before())
+
+    def results(self) -> list[Tensor]:
+        """All that can be right or wrong: y and, unless the mode is ``forward``, the gradients."""
+        with self.context():
+            y = self.function(*self.inputs)
+            if not isinstance(y, Tensor):
+                raise InvbenchError(f"an operator returns one tensor: got {type(y).__name__}; return y alone")
+            return [y.detach(), *(self.timed(y) if self.differentiated else ())]
+
+    def sampler(self, clock: Clock) -> Callable[[int], float]:
+        """Seconds per call by a clock, averaged over the number of calls given."""
+
+        def sample(calls: int) -> float:
+            with self.context():
+                if self.mode is not Mode.BACKWARD:
+                    return clock.sample(self.before, self.timed, calls)
+                # A graph can be walked once, so each call brings its own forward pass.
+                return sum(clock.sample(self.before, self.timed, 1) for _ in range(calls)) / calls
+
+        return sample
+
+
+def random_normal(
+    size: tuple[int, ...], seed: int, device: str | torch.device, dtype: str, layout: str = "contiguous"
+) -> Tensor:
+    """Random normal numbers, the same bits for every subject of a seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randn(size, generator=generator, device=device)
+    return values.to(getattr(torch, dtype)).contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+def largest_difference(output: Tensor, reference: Tensor) -> float:
+    """The largest difference, as a share of the reference's largest value."""
+    difference = (output.to(reference.device, torch.float64) - reference).abs().max().item()
+    return _relative(difference, reference.abs().max().item())
+
+
+def norm_difference(output: Tensor, reference: Tensor) -> float:
+    """The Euclidean norm of the difference, as a share of the reference's."""
+    difference = (output.to(reference.device, torch.float64) - reference).norm().item()
+    return _relative(difference, reference.norm().item())
+
+
+def _relative(difference: float, scale: float) -> float:
+    return difference / scale if scale else difference
