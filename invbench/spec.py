@@ -46,6 +46,19 @@ class Scope(StrEnum):
     LAYER = "layer"
 
 
+class Regime(StrEnum):
+    """How a network is run: as built, or as deployed, batch norm folded into convolutions and torch.compile'd."""
+
+    EAGER = "eager"
+    COMPILED = "folded and compiled"
+
+
+# The backend of a row whose involutions cost nothing: the ceiling of what a faster one could reach.
+FREE = "free"
+# The scope of network rows.
+NETWORK = "network"
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One involution: C channels in G groups, a K x K window, and how the window moves.
@@ -155,6 +168,62 @@ class Case:
         layer = LayerSpec(**{name: v for name, v in flat.items() if name in layer_names})
         own = {name: v for name, v in flat.items() if name not in layer_names}
         return cls(layer=layer, **{**own, "mode": Mode(own["mode"]), "scope": Scope(own["scope"])})
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCase:
+    """The hashable key of one measured point of whole networks, the same for all its rows.
+
+    N images of H x W pixels and 3 channels. stem_kernel_size: K of the involution in the stem of those that have one.
+    """
+
+    N: int
+    H: int
+    W: int
+    stem_kernel_size: int = 7
+    device: str = "cpu"
+    dtype: str = "float32"
+    layout: str = "channels_last"
+    mode: Mode = Mode.FORWARD
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("N", "H", "W", "stem_kernel_size", "threads"):
+            require_positive(name, getattr(self, name))
+        for name, allowed in (("dtype", DTYPES), ("layout", LAYOUTS), ("mode", tuple(Mode))):
+            require_choice(name, getattr(self, name), allowed)
+        if self.stem_kernel_size % 2 == 0:
+            raise InvbenchError(
+                f"stem_kernel_size must be odd, so that the window has a centre: got {self.stem_kernel_size}; try 7"
+            )
+
+    @property
+    def scope(self) -> str:
+        """What rows of one table have in common with those of operators: their scope is another."""
+        return NETWORK
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat form of the result document."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**{name: str(v) if isinstance(v, StrEnum) else v for name, v in own.items()}, "scope": NETWORK}
+
+    @classmethod
+    def from_dict(cls, flat: dict[str, Any]) -> NetworkCase:
+        """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
+        names = [f.name for f in fields(cls)]
+        missing = [name for name in names if name not in flat]
+        if missing:
+            raise InvbenchError(f"a case needs every one of its fields: got none for {', '.join(missing)}; add them")
+        found: dict[str, Any] = {name: flat[name] for name in names}
+        return cls(**{**found, "mode": Mode(found["mode"])})
+
+
+AnyCase = Case | NetworkCase
+
+
+def case_from_dict(flat: dict[str, Any]) -> AnyCase:
+    """The case of a document's row, of an operator's or a network's."""
+    return NetworkCase.from_dict(flat) if flat.get("scope") == NETWORK else Case.from_dict(flat)
 
 
 CASE_FIELDS = (

@@ -17,12 +17,20 @@ from invbench.report.text import (
 )
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Interval, Ratio
+from invbench.spec import Regime
 from invbench.verdict.points import CONVOLUTIONS, Point, points_of, square, varying
 
 
 def name_of(result: Result) -> str:
-    """What a row is called: involution by its backend, a convolution by its kind."""
-    return result.backend if result.subject == "involution" else result.subject
+    """What a row is called: involution by its backend, a convolution by its kind, a network by all that it has."""
+    return row_name(result.subject, result.backend, result.regime)
+
+
+def row_name(subject: str, backend: str, regime: Regime | None = None) -> str:
+    """The name of a row: see ``name_of``."""
+    if regime is None:
+        return backend if subject == "involution" else subject
+    return f"{subject if backend == 'torch' else f'{subject} ({backend})'}, {regime}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
-from invbench.report.columns import Cell, Grid, axis_headings, axis_name, axis_text
+from invbench.report.columns import Cell, Grid, axis_headings, axis_name, axis_text, row_name
 from invbench.report.data import csv_of
 from invbench.report.headline import machine, title
 from invbench.report.markdown import markdown_table
@@ -24,11 +24,11 @@ from invbench.report.text import (
     spoken,
     three_digits,
 )
-from invbench.report.web import page
+from invbench.report.web.frame import page
 from invbench.report.web.tables import esc, filters, items, table
 from invbench.results import ResultSet
 from invbench.verdict.changes import COUNTS, Change, Comparison, Verdict
-from invbench.verdict.points import Point, geometric_mean, machine_names, varying
+from invbench.verdict.points import AXES, Point, geometric_mean, machine_names, varying
 
 METHOD = (
     "A and B were measured one after the other, not in turns: faster and slower are said only where the two 95 % "
@@ -172,7 +172,7 @@ def _without_same(grid: Grid) -> Grid:
 
 
 def _name(change: Change) -> str:
-    return change.backend if change.subject == "involution" else change.subject
+    return row_name(change.subject, change.backend, change.regime)
 
 
 def _groups(comparison: Comparison) -> list[list[Change]]:
@@ -188,14 +188,14 @@ def _groups(comparison: Comparison) -> list[list[Change]]:
 
 
 def _row(change: Change) -> tuple[object, ...]:
-    return change.case, change.subject, change.backend, change.machine
+    return change.case, change.subject, change.backend, change.regime, change.machine
 
 
 def _points(comparison: Comparison) -> list[Point]:
     """A place on the axes for each row."""
-    unknown, names = dict.fromkeys(("clock", "cache", "baseline", "run")), _machines(comparison)
+    unknown, names = dict.fromkeys(AXES), _machines(comparison)
     return [
-        Point((), {**row.case.to_dict(), **unknown, "machine": names.get(row.machine or "", row.machine)})
+        Point((), {**unknown, **row.case.to_dict(), "machine": names.get(row.machine or "", row.machine)})
         for row, *_ in _groups(comparison)
     ]
 

@@ -10,7 +10,7 @@ from invbench.report.columns import axis_name, axis_text
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
 from invbench.results.quantities import FEWEST, Interval
-from invbench.spec import Scope
+from invbench.spec import NetworkCase, Scope
 from invbench.verdict import fastest_involution, paired_ratio
 from invbench.verdict.points import (
     CLASS,
@@ -36,7 +36,8 @@ def title(results: ResultSet) -> str:
     if not points:
         return "no rows"
     axes = varying(points)
-    fixed = {name: value for name, value in points[0].axes.items() if len(values_of(points, name)) == 1}
+    told = {name: value for name, value in points[0].axes.items() if value is not None}
+    fixed = {name: value for name, value in told.items() if len(values_of(points, name)) == 1}
     shared = _shared(fixed)
     return shared if len(points) == 1 else f"{_over(points, axes)}: {shared}"
 
@@ -46,6 +47,7 @@ def _shared(case: Mapping[str, Value]) -> str:
     parts = [sizes] if sizes else []
     parts += [f"{name}={case[name]}" for name in ("stride", "dilation") if case.get(name, 1) != 1]
     parts += [f"reduction={case['reduction']}"] if case.get("scope") == Scope.LAYER and "reduction" in case else []
+    parts += [f"stem {case['stem_kernel_size']}x{case['stem_kernel_size']}"] if "stem_kernel_size" in case else []
     parts += [f"padding {case['padding_mode']}"] if case.get("padding_mode", "zeros") != "zeros" else []
     stored = " ".join(str(case[name]) for name in ("dtype", "layout") if name in case)
     parts += [stored] if stored else []
@@ -137,7 +139,7 @@ def _kind(point: Point, named: Sequence[str]) -> str:
 
 def _one_point(results: ResultSet) -> str:
     best = fastest_involution(results.results)
-    if best is None:
+    if best is None or isinstance(best.case, NetworkCase):
         return "No involution was timed, so there is nothing to conclude."
     K = best.case.layer.K
     kinds = {"conv2d": f"nn.Conv2d {K}x{K}", **({"conv2d-3x3": "nn.Conv2d 3x3"} if K != 3 else {})}

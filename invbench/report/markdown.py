@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from invbench.report.columns import Grid, grid, summary
 from invbench.report.headline import machine, method, sentences, title
+from invbench.report.networks import breakdown, network_grid, network_notes, network_sentences
 from invbench.report.notes import notes
 from invbench.results import ResultSet
 from invbench.verdict.points import points_of
@@ -13,12 +14,33 @@ from invbench.verdict.points import points_of
 
 def render_markdown(results: ResultSet) -> str:
     """The answer, a table, and how it was measured; of many points a line each, and all rows below."""
-    lines = [f"**{sentence}**" for sentence in sentences(results)]
-    lines = ["  \n".join(lines), "", f"{title(results)}  ", f"{machine(results)}  ", method(results), ""]
+    networks = results.networks()
+    parts = [_networks(networks)] if networks.results else []
+    if len(networks.results) < len(results.results) or not parts:
+        parts.insert(0, _operators(results.operators()))
+    return "\n\n".join(parts)
+
+
+def _operators(results: ResultSet) -> str:
+    lines = _above(results, sentences(results))
     if len(points_of(results)) > 1:
         lines += [*markdown_table(summary(results)), "", f"All {len(results.results)} rows:", ""]
     lines += [*markdown_table(grid(results)), "", *(f"* {note}" for note in notes(results))]
     return "\n".join(lines).rstrip()
+
+
+def _networks(results: ResultSet) -> str:
+    lines = [*_above(results, network_sentences(results)), *markdown_table(network_grid(results)), ""]
+    section = breakdown(results)
+    if section:
+        lines += [f"{section.heading}:", "", *markdown_table(section.grid), ""]
+    lines += [f"* {note}" for note in (*notes(results), *network_notes(results))]
+    return "\n".join(lines).rstrip()
+
+
+def _above(results: ResultSet, told: Iterable[str]) -> list[str]:
+    answer = "  \n".join(f"**{sentence}**" for sentence in told)
+    return [answer, "", f"{title(results)}  ", f"{machine(results)}  ", method(results), ""]
 
 
 def markdown_table(table: Grid) -> Iterable[str]:

@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, summary
 from invbench.report.headline import machine, method, sentences, title
+from invbench.report.networks import breakdown, network_grid, network_notes, network_sentences
 from invbench.report.notes import notes
 from invbench.results import ResultSet, Status
 from invbench.verdict.points import points_of, varying
@@ -28,18 +29,51 @@ def render_table(results: ResultSet, width: int | None = None) -> str:
 
     width: columns; by default the terminal's. Colour only where standard output is a terminal and NO_COLOR is unset.
     """
-    width = width or terminal_width()
-    text, console = canvas(width)
-    for line in (title(results), machine(results), method(results)):
-        console.print(Text(line))
+    text, console = canvas(width or terminal_width())
+    networks = results.networks()
+    if not networks.results or len(networks.results) < len(results.results):
+        _print_operators(results.operators(), console)
+    if networks.results:
+        _print_networks(networks, console)
+    return finished(text)
+
+
+def _print_operators(results: ResultSet, console: Console) -> None:
+    _print_above(results, console)
     dropped = _print_points(results, console) if len(points_of(results)) > 1 else _print_point(results, console)
-    for note in notes(results):
-        console.print(Text(f"* {note}"))
+    _print_below(notes(results), console)
     if dropped:
         console.print(Text(f"* no room for {', '.join(dropped)}: --format markdown, csv or html has them"))
-    for sentence in sentences(results):
+    _print_answer(sentences(results), console)
+
+
+def _print_networks(results: ResultSet, console: Console) -> None:
+    _print_above(results, console)
+    whole = table_of(network_grid(results))
+    parts = [("speed", "cost")] if fits(whole, console, console.width) else [("speed",), ("cost",)]
+    for part in parts:
+        console.print(table_of(network_grid(results, part)))
+    section = breakdown(results)
+    if section:
+        console.print(Text(section.heading))
+        console.print(table_of(section.grid))
+    _print_below([*notes(results), *network_notes(results)], console)
+    _print_answer(network_sentences(results), console)
+
+
+def _print_above(results: ResultSet, console: Console) -> None:
+    for line in (title(results), machine(results), method(results)):
+        console.print(Text(line))
+
+
+def _print_below(remarks: Iterable[str], console: Console) -> None:
+    for remark in remarks:
+        console.print(Text(f"* {remark}"))
+
+
+def _print_answer(told: Iterable[str], console: Console) -> None:
+    for sentence in told:
         console.print(Text(sentence, style="bold"))
-    return finished(text)
 
 
 def terminal_width() -> int:

@@ -6,125 +6,14 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from invbench.results.quantities import Memory, Ratio, Samples, Unit
-from invbench.spec import Case, InvbenchError
+from invbench.results.row import Result as Result
+from invbench.results.row import Status as Status
+from invbench.spec import AnyCase, InvbenchError, NetworkCase
 
 SCHEMA = 1
-
-
-class Status(StrEnum):
-    """How a row ended; anything but ``ok`` has a reason and no latency."""
-
-    OK = "ok"
-    UNAVAILABLE = "unavailable"
-    MISMATCH = "mismatch"
-    OOM = "oom"
-    TIMEOUT = "timeout"
-    ERROR = "error"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row: a subject computed by a backend at a point, or the reason why it was not.
-
-    first_call: seconds of the first call, compilation included. params, macs (forward), flop (of the timed mode)
-    and bytes_min are closed forms. error: largest relative difference from the float64 reference, and what it may be.
-    roofline_fraction: the least time that the machine's peaks allow, over the latency.
-
-    Documents of several points say in each row what a document of one point says once: baseline, what the ratio is to;
-    peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``; device, where several
-    share the points; run, which document it is from, where several measured the same case on the same machine.
-    """
-
-    subject: str
-    backend: str
-    case: Case
-    status: Status = Status.OK
-    reason: str | None = None
-    latency: Samples | None = None
-    first_call: float | None = None
-    memory: Memory | None = None
-    params: int | None = None
-    macs: int | None = None
-    flop: int | None = None
-    bytes_min: int | None = None
-    roofline_fraction: float | None = None
-    error: Mapping[str, float | None] | None = None
-    ratio: Ratio | None = None
-    chosen_layout: str | None = None
-    warnings: tuple[str, ...] = ()
-    baseline: str | None = None
-    peaks: Mapping[str, float] | None = None
-    machine: str | None = None
-    device: str | None = None
-    run: str | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        """The median latency."""
-        return self.latency.interval.median if self.latency else None
-
-    @property
-    def flop_per_s(self) -> float | None:
-        """Closed-form FLOP over the median latency."""
-        return self.flop / self.seconds if self.flop is not None and self.seconds else None
-
-    @property
-    def bytes_per_s(self) -> float | None:
-        """Closed-form least bytes over the median latency."""
-        return self.bytes_min / self.seconds if self.bytes_min is not None and self.seconds else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """One element of the document's ``results``."""
-        row: dict[str, Any] = {
-            "subject": self.subject,
-            "backend": self.backend,
-            "status": str(self.status),
-            "reason": self.reason,
-            "case": self.case.to_dict(),
-            "latency": self.latency and self.latency.to_dict(),
-            "first_call": None if self.first_call is None else {"unit": str(Unit.SECONDS), "value": self.first_call},
-            "memory": self.memory and {"unit": str(Unit.BYTES), **asdict(self.memory)},
-            **{name: getattr(self, name) for name in ("params", "macs", "flop", "bytes_min")},
-            **{name: getattr(self, name) for name in ("flop_per_s", "bytes_per_s", "roofline_fraction")},
-            "error": self.error and dict(self.error),
-            "ratio": self.ratio and self.ratio.to_dict(),
-            "warnings": list(self.warnings),
-        }
-        optional = {
-            name: getattr(self, name) for name in ("chosen_layout", "baseline", "peaks", "machine", "device", "run")
-        }
-        return {**row, **{name: value for name, value in optional.items() if value is not None}}
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Result:
-        """The inverse of ``to_dict``."""
-        memory, first_call = row["memory"], row["first_call"]
-        return cls(
-            case=Case.from_dict(row["case"]),
-            status=Status(row["status"]),
-            latency=row["latency"] and Samples.from_dict(row["latency"]),
-            first_call=first_call and first_call["value"],
-            memory=memory and Memory(memory["peak"], memory["method"]),
-            ratio=row["ratio"] and Ratio.from_dict(row["ratio"]),
-            warnings=tuple(row["warnings"]),
-            chosen_layout=row.get("chosen_layout"),
-            baseline=row.get("baseline"),
-            peaks=row.get("peaks"),
-            machine=row.get("machine"),
-            device=row.get("device"),
-            run=row.get("run"),
-            **{
-                name: row[name]
-                for name in (
-                    "subject", "backend", "reason", "params", "macs", "flop", "bytes_min", "roofline_fraction", "error",
-                )
-            },
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,14 +41,22 @@ class ResultSet:
 
         A subject that comes again begins a new point: a journal holds one twice where the versions changed.
         """
-        points: dict[tuple[Case, str | None, str | None, str | None], list[dict[tuple[str, str], Result]]] = {}
+        points: dict[tuple[AnyCase, str | None, str | None, str | None], list[dict[tuple[str, ...], Result]]] = {}
         for result in self.results:
             key = (result.case, result.machine, self.baseline_of(result), result.run)
-            measured, row = points.setdefault(key, [{}]), (result.subject, result.backend)
+            measured, row = points.setdefault(key, [{}]), result.name
             if row in measured[-1]:
                 measured.append({})
             measured[-1][row] = result
         return [tuple(rows.values()) for measured in points.values() for rows in measured]
+
+    def operators(self) -> ResultSet:
+        """The document with the rows of single operators only."""
+        return replace(self, results=tuple(r for r in self.results if not isinstance(r.case, NetworkCase)))
+
+    def networks(self) -> ResultSet:
+        """The document with the rows of whole networks only."""
+        return replace(self, results=tuple(r for r in self.results if isinstance(r.case, NetworkCase)))
 
     def baseline_of(self, result: Result) -> str | None:
         """What the row's ratio is to."""
@@ -282,10 +179,10 @@ def _common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _measured_again(sets: Sequence[ResultSet]) -> set[tuple[Case, str]]:
+def _measured_again(sets: Sequence[ResultSet]) -> set[tuple[AnyCase, str]]:
     """The cases that more than one document measured on one class of machine."""
-    seen: set[tuple[Case, str]] = set()
-    again: set[tuple[Case, str]] = set()
+    seen: set[tuple[AnyCase, str]] = set()
+    again: set[tuple[AnyCase, str]] = set()
     for each in sets:
         own = {(result.case, machine_class(each.environment_of(result))) for result in each.results}
         again |= seen & own

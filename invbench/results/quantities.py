@@ -133,10 +133,8 @@ class Ratio:
 
     def to_dict(self) -> dict[str, Any]:
         """The ``ratio`` object of the document."""
-        latency = self.latency
         return {
-            "latency": latency
-            and {"median": latency.median, "low": latency.low, "high": latency.high, "pairs": latency.count},
+            "latency": self.latency and interval_to_dict(self.latency),
             "memory": self.memory,
             "params": self.params,
             "flop": self.flop,
@@ -145,6 +143,43 @@ class Ratio:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Ratio:
         """The inverse of ``to_dict``."""
-        latency = stored["latency"]
-        interval = latency and Interval(latency["median"], latency["low"], latency["high"], latency["pairs"])
-        return cls(interval, stored["memory"], stored["params"], stored["flop"])
+        latency = stored["latency"] and interval_from_dict(stored["latency"])
+        return cls(latency, stored["memory"], stored["params"], stored["flop"])
+
+
+def interval_to_dict(ratio: Interval) -> dict[str, Any]:
+    """A ratio of paired rounds in the document."""
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high, "pairs": ratio.count}
+
+
+def interval_from_dict(stored: Mapping[str, Any]) -> Interval:
+    """The inverse of ``interval_to_dict``."""
+    return Interval(stored["median"], stored["low"], stored["high"], stored["pairs"])
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where the time of one call goes: seconds by kind of layer, and of the whole call; ``method`` is how it is known.
+
+    Its total is that of the calls that were looked into, which observing makes a little slower than the latency.
+    """
+
+    total: float
+    parts: Mapping[str, float]
+    method: str
+
+    @property
+    def rest(self) -> float:
+        """Seconds of the call that belong to no kind: what the framework does between and around operators."""
+        return self.total - sum(self.parts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``breakdown`` object of the document; with ``rest`` the parts are the total."""
+        parts = {**self.parts, "rest": self.rest}
+        return {"unit": str(Unit.SECONDS), "total": self.total, "parts": parts, "method": self.method}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Breakdown:
+        """The inverse of ``to_dict``."""
+        parts = {name: value for name, value in stored["parts"].items() if name != "rest"}
+        return cls(stored["total"], parts, stored["method"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from invbench.results import Result, ResultSet, Status, machine_class
 from invbench.results.quantities import FEWEST, Interval
-from invbench.spec import Case
+from invbench.spec import AnyCase, Regime
 from invbench.verdict import quotient
 
 # A high-water mark of the kernel is off by some hundred KiB; a smaller difference is none (invbench.harness.memory).
@@ -45,10 +45,10 @@ class Change:
     metric: latency (seconds), memory (bytes), params, macs or flop. ratio: B over A; of latencies with the interval
     that the two intervals allow, of counts with no width. smallest_effect: the least slowdown, as a ratio, that two
     intervals of these widths would have told. reason: why it is not comparable or inconclusive. machine: the class of
-    the machine, of A's if they differ.
+    the machine, of A's if they differ. regime: of a network.
     """
 
-    case: Case
+    case: AnyCase
     subject: str
     backend: str
     metric: str
@@ -59,6 +59,7 @@ class Change:
     smallest_effect: float | None = None
     reason: str | None = None
     machine: str | None = None
+    regime: Regime | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One element of the comparison's ``changes``."""
@@ -67,6 +68,7 @@ class Change:
             "case": self.case.to_dict(), "subject": self.subject, "backend": self.backend, "metric": self.metric,
             "verdict": str(self.verdict), "a": self.a, "b": self.b, "ratio": ratio,
             "smallest_effect": self.smallest_effect, "reason": self.reason, "machine": self.machine,
+            **({"regime": str(self.regime)} if self.regime else {}),
         }  # fmt: skip
 
 
@@ -103,12 +105,12 @@ def compare(a: ResultSet, b: ResultSet) -> Comparison:
     return Comparison(a, b, tuple(changes), _differences(a, b))
 
 
-def _by_row(results: ResultSet) -> dict[tuple[Case, str, str], dict[str, Result]]:
-    """The rows of each case, subject and backend, by class of machine; of several runs the last one counts."""
-    found: dict[tuple[Case, str, str], dict[str, Result]] = {}
+def _by_row(results: ResultSet) -> dict[tuple[AnyCase, tuple[str, ...]], dict[str, Result]]:
+    """The rows of each case and name, by class of machine; of several runs the last one counts."""
+    found: dict[tuple[AnyCase, tuple[str, ...]], dict[str, Result]] = {}
     for row in results.results:
         machine = machine_class(results.environment_of(row))
-        found.setdefault((row.case, row.subject, row.backend), {})[machine] = row
+        found.setdefault((row.case, row.name), {})[machine] = row
     return found
 
 
@@ -126,18 +128,21 @@ def _row(a: Mapping[str, Result], b: Mapping[str, Result]) -> Iterator[Change]:
     """The changes of one row, on each machine that both sides have."""
     both = [machine for machine in a if machine in b]
     for machine in both:
-        yield from (replace(change, machine=machine) for change in _metrics(a[machine], b[machine], None))
+        regime = a[machine].regime
+        changes = _metrics(a[machine], b[machine], None)
+        yield from (replace(change, machine=machine, regime=regime) for change in changes)
     if a and b and not both:
         (machine, before), after = next(iter(a.items())), next(iter(b.values()))
         apart = "measured on machines of different classes"
-        yield from (replace(change, machine=machine) for change in _metrics(before, after, apart))
+        changes = _metrics(before, after, apart)
+        yield from (replace(change, machine=machine, regime=before.regime) for change in changes)
         return
     for rows, other, verdict in ((a, b, Verdict.ONLY_A), (b, a, Verdict.ONLY_B)):
         for machine, row in rows.items():
             if machine not in other:
                 a_side, b_side = (row.seconds, None) if verdict is Verdict.ONLY_A else (None, row.seconds)
                 only = Change(row.case, row.subject, row.backend, "latency", verdict, a_side, b_side)
-                yield replace(only, machine=machine)
+                yield replace(only, machine=machine, regime=row.regime)
 
 
 def _metrics(a: Result, b: Result, apart: str | None) -> Iterator[Change]:

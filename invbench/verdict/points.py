@@ -14,7 +14,7 @@ from invbench.verdict import fastest_involution, paired_ratio
 
 Value = int | str | None
 
-AXES = (*CASE_FIELDS, "clock", "cache", "machine", "baseline", "run")
+AXES = (*CASE_FIELDS, "stem_kernel_size", "clock", "cache", "machine", "baseline", "run")
 # Points that differ in one of these are never averaged: the ratio would mean two things at once.
 CLASS = ("machine", "device", "dtype", "mode", "scope", "clock", "cache")
 CONVOLUTIONS = ("conv2d", "conv2d-3x3")
@@ -53,6 +53,7 @@ def _axes(results: ResultSet, rows: Sequence[Result], machines: Mapping[str, str
     first = rows[0]
     timed = next((row.latency for row in rows if row.latency), None)
     return {
+        **dict.fromkeys(AXES),  # those that this kind of row does not have
         **first.case.to_dict(),
         "clock": timed.clock if timed else None,
         "cache": timed.cache if timed else None,

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invbench.report.columns import axis_name, axis_text, grid, name_of, rows_of, summary
-from invbench.report.headline import machine, method, sentences, title
-from invbench.report.notes import failures, remarks
+from invbench.report.headline import sentences
 from invbench.report.text import seconds_with_interval, size, three_digits
 from invbench.report.web import plots
-from invbench.report.web.tables import definitions, esc, filters, items, script_data, select, table
+from invbench.report.web.frame import above, below, page, section
+from invbench.report.web.networks import network_page, network_sections
+from invbench.report.web.tables import esc, filters, select, table
 from invbench.results import Result, ResultSet, Status
 from invbench.verdict.points import CONVOLUTIONS, Point, classes, follows, informative, points_of, values_of, varying
 
@@ -23,12 +24,17 @@ GLYPHS = {
     "circle": "\u25cf\u25cb", "square": "\u25a0\u25a1", "triangle": "\u25b2\u25b3", "diamond": "\u25c6\u25c7",
     "inverted_triangle": "\u25bc\u25bd", "hex": "\u2b22\u2b21", "star": "\u2605\u2606",
 }  # fmt: skip
-# The page may run what is in it and fetch nothing.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def render_html(results: ResultSet) -> str:
-    """The page of a document."""
+    """The page of a document: what can be filtered and plotted for operators, tables for whole networks."""
+    networks = results.networks()
+    if networks.results and len(networks.results) == len(results.results):
+        return network_page(results)
+    return _operators(results.operators(), networks)
+
+
+def _operators(results: ResultSet, networks: ResultSet) -> str:
     points = points_of(results)
     units = _units(points)
     try:
@@ -39,73 +45,22 @@ def render_html(results: ResultSet) -> str:
         "axes": _axes(points), "rows": _rows(points), "styles": plots.styles(points), "units": units,
         "figures": _items(drawn or ()), "linked": _linked(points),
     }  # fmt: skip
-    how = "<br>".join(esc(text) for text in (title(results), machine(results), method(results)))
     body = [
-        "<h1>invbench</h1>", *(f'<p class="answer">{esc(sentence)}</p>' for sentence in sentences(results)),
-        f'<p class="how">{how}</p>', filters(_choices(points)),
+        *above(results, sentences(results)), filters(_choices(points)),
         _plots(drawn, points, plots.roofs_of(results, points)), *_tables(results, points),
-        *_section("Not measured", items(failures(results))), *_section("Remarks", items(remarks(results))),
-        *_section("Environment", _environment(results)),
-        f'<p class="how"><code>{esc(results.command)}</code>, {esc(results.created)}, '
-        f"invbench {esc(results.tool_version)}</p>",
+        *(network_sections(networks) if networks.results else ()), *below(results),
     ]  # fmt: skip
     return page("\n".join(body), data, with_plots=bool(drawn))
-
-
-def page(body: str, data: Mapping[str, Any], with_plots: bool = False) -> str:
-    """The document around a body; data: what the scripts need."""
-    scripts = [f'<script type="application/json" id="data">{script_data(data)}</script>', _script("page.js")]
-    if with_plots:
-        from bokeh.resources import Resources
-
-        scripts += [Resources(mode="inline", components=["bokeh"], log_level="error").render_js(), _script("plots.js")]
-    joined = "\n".join(scripts)
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>invbench</title>
-<style>
-{_file("style.css")}</style>
-<body>
-{body}
-{joined}
-</body>
-</html>"""
-
-
-def _file(name: str) -> str:
-    from importlib import resources
-
-    return resources.files("invbench.report.web").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script(name: str) -> str:
-    return f"<script>\n{_file(name)}</script>"
-
-
-def _section(heading: str, inner: str) -> list[str]:
-    return [f"<h2>{esc(heading)}</h2>", inner] if inner else []
 
 
 def _tables(results: ResultSet, points: Sequence[Point]) -> list[str]:
     rows = [row for _, row in rows_of(points)]
     whole = table(grid(results), "row", range(len(rows)), (row.status is not Status.OK for row in rows))
     if len(points) <= 1:
-        return _section("Rows", whole)
+        return section("Rows", whole)
     short = table(summary(results), "point", range(len(points)))
     hint = '<p class="hint">A click on a heading sorts. ~ marks what the interval cannot tell apart from the same.</p>'
-    return [*_section("The fastest involution at each point", hint + short), *_section("All rows", whole)]
-
-
-def _environment(results: ResultSet) -> str:
-    machines = results.machines or {"": results.environment}
-    told = "".join(
-        f"<details><summary>{esc(f'Machine {key}'.strip())}</summary><dl>{definitions(found)}</dl></details>"
-        for key, found in machines.items()
-    )
-    return f"{told}<details><summary>Settings</summary><dl>{definitions(results.settings)}</dl></details>"
+    return [*section("The fastest involution at each point", hint + short), *section("All rows", whole)]
 
 
 # --- Controls ---

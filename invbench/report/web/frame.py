@@ -1,0 +1,78 @@
+"""The frame of every page: the document around a body, and what stands above and below its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from invbench.report.headline import machine, method, title
+from invbench.report.notes import failures, remarks
+from invbench.report.web.tables import definitions, esc, items, script_data
+from invbench.results import ResultSet
+
+# The page may run what is in it and fetch nothing.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page(body: str, data: Mapping[str, Any], with_plots: bool = False) -> str:
+    """The document around a body; data: what the scripts need."""
+    scripts = [f'<script type="application/json" id="data">{script_data(data)}</script>', _script("page.js")]
+    if with_plots:
+        from bokeh.resources import Resources
+
+        scripts += [Resources(mode="inline", components=["bokeh"], log_level="error").render_js(), _script("plots.js")]
+    joined = "\n".join(scripts)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>invbench</title>
+<style>
+{_file("style.css")}</style>
+<body>
+{body}
+{joined}
+</body>
+</html>"""
+
+
+def _file(name: str) -> str:
+    from importlib import resources
+
+    return resources.files("invbench.report.web").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(name: str) -> str:
+    return f"<script>\n{_file(name)}</script>"
+
+
+def section(heading: str, inner: str) -> list[str]:
+    """A part of a page under its heading, or nothing."""
+    return [f"<h2>{esc(heading)}</h2>", inner] if inner else []
+
+
+def above(results: ResultSet, told: Iterable[str]) -> list[str]:
+    """The answer, and what was measured, where and how."""
+    how = "<br>".join(esc(text) for text in (title(results), machine(results), method(results)))
+    answers = (f'<p class="answer">{esc(sentence)}</p>' for sentence in told)
+    return ["<h1>invbench</h1>", *answers, f'<p class="how">{how}</p>']
+
+
+def below(results: ResultSet) -> list[str]:
+    """What failed, remarks, the environment and the command."""
+    return [
+        *section("Not measured", items(failures(results))), *section("Remarks", items(remarks(results))),
+        *section("Environment", _environment(results)),
+        f'<p class="how"><code>{esc(results.command)}</code>, {esc(results.created)}, '
+        f"invbench {esc(results.tool_version)}</p>",
+    ]  # fmt: skip
+
+
+def _environment(results: ResultSet) -> str:
+    machines = results.machines or {"": results.environment}
+    told = "".join(
+        f"<details><summary>{esc(f'Machine {key}'.strip())}</summary><dl>{definitions(found)}</dl></details>"
+        for key, found in machines.items()
+    )
+    return f"{told}<details><summary>Settings</summary><dl>{definitions(results.settings)}</dl></details>"

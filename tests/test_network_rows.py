@@ -1,0 +1,226 @@
+"""Rows of whole networks: their case, their document, ratios and ceiling, and every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_results import document, row, samples
+
+from invbench.report import FORMATS
+from invbench.report.comparison import COMPARISON_FORMATS
+from invbench.report.data import render_parquet
+from invbench.report.networks import network_sentences
+from invbench.results import Result, ResultSet, Status
+from invbench.results.quantities import Breakdown
+from invbench.spec import FREE, InvbenchError, Mode, NetworkCase, Regime, case_from_dict
+from invbench.verdict import exit_code
+from invbench.verdict.changes import Verdict, compare
+from invbench.verdict.networks import best_regimes, with_network_ratios
+
+CASE = NetworkCase(2, 64, 64, threads=2)
+COUNTS = {"params": 15_500_000, "macs": 2_700_000_000, "flop": 5_400_000_000, "macs_mmcv": 2_720_000_000}
+
+
+def network(subject: str, backend: str, median: float, regime: Regime = Regime.EAGER, **fields: Any) -> Result:
+    latency = samples(*(median * (1 + 0.01 * step) for step in (-2, -1, 0, 0, 1, 2)))
+    defaults = {"case": CASE, "baseline": "resnet50", "latency": latency, **COUNTS, "params_trainable": 15_500_000}
+    return Result(subject, backend, regime=regime, **{**defaults, **fields})
+
+
+def pair(**fields: Any) -> ResultSet:
+    """A network, its ceiling and its counterpart in both regimes."""
+    published = {"source": "a README", "top1": 78.35, "params": 15_540_000, "macs_mmcv": 2_710_000_000}
+    parts = {"1x1 convolutions": 0.05, "involution": 0.04}
+    rows = [
+        network("rednet50", "numba", 0.100, published=published, breakdown=Breakdown(0.11, parts, "a profiler")),
+        network("rednet50", FREE, 0.080, params=14_000_000, macs=2_400_000_000, flop=4_800_000_000),
+        network("resnet50", "torch", 0.120, params=25_500_000),
+        network("rednet50", "numba", 0.095, Regime.COMPILED),
+        network("rednet50", FREE, 0.076, Regime.COMPILED),
+        network("resnet50", "torch", 0.090, Regime.COMPILED),
+    ]
+    return document(
+        *with_network_ratios(rows), command="invbench compare-models", baseline=None, **{"peaks": None, **fields}
+    )
+
+
+def told(name: str, results: ResultSet) -> str:
+    return re.sub(r"<(script|style)\b.*?</\1>", "", FORMATS[name](results), flags=re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- Case and document ---
+
+
+def test_a_case_survives_and_is_told_from_an_operators() -> None:
+    flat = CASE.to_dict()
+    assert flat["scope"] == "network"
+    assert json.loads(json.dumps(flat)) == flat
+    assert case_from_dict(flat) == CASE
+    assert case_from_dict(row().case.to_dict()) == row().case
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"N": 0}, "N must be a whole number"),
+        ({"stem_kernel_size": 4}, "stem_kernel_size must be odd.*got 4"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"mode": "sideways"}, "mode must be one of"),
+    ],
+)
+def test_bad_cases_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvbenchError, match=message):
+        replace(CASE, **fields)
+    with pytest.raises(InvbenchError, match="got none for N"):
+        NetworkCase.from_dict({k: v for k, v in CASE.to_dict().items() if k != "N"})
+
+
+def test_a_document_survives() -> None:
+    results = pair()
+    assert ResultSet.from_json(results.to_json()) == results
+    first = json.loads(results.to_json())["results"][0]
+    assert (first["subject"], first["backend"], first["regime"]) == ("rednet50", "numba", "eager")
+    assert (first["baseline"], first["macs_mmcv"], first["params_trainable"]) == ("resnet50", 2_720_000_000, 15_500_000)
+    assert first["published"]["top1"] == 78.35
+    assert first["memory"] is None
+    assert first["images_per_s"] == pytest.approx(20)
+    assert first["flop_per_s"] == pytest.approx(2 * 5.4e9 / 0.1)  # counts are those of one image
+    assert sum(first["breakdown"]["parts"].values()) == pytest.approx(first["breakdown"]["total"])
+    assert first["breakdown"]["parts"]["rest"] == pytest.approx(0.02)
+
+
+def test_an_operators_row_has_none_of_the_new_fields() -> None:
+    assert not {"regime", "published", "macs_mmcv", "ceiling", "breakdown", "images_per_s"} & set(row().to_dict())
+
+
+def test_rows_of_both_regimes_are_one_point() -> None:
+    results = pair()
+    assert [len(point) for point in results.points()] == [6]
+    mixed = replace(results, results=(*results.results, row()))
+    assert len(mixed.networks().results) == 6
+    assert mixed.operators().results == (row(),)
+
+
+# --- Judging ---
+
+
+def test_ratios_are_within_a_regime() -> None:
+    rows = {r.name: r for r in pair().results}
+    eager, compiled = rows["rednet50", "numba", "eager"], rows["rednet50", "numba", "folded and compiled"]
+    assert eager.ratio.latency.median == pytest.approx(100 / 120)
+    assert compiled.ratio.latency.median == pytest.approx(95 / 90)
+    assert rows["resnet50", "torch", "eager"].ratio.latency.median == 1
+    assert eager.ratio.params == pytest.approx(15.5 / 25.5)
+
+
+def test_the_ceilings_share_is_its_time_over_the_rows() -> None:
+    rows = {r.name: r for r in pair().results}
+    assert rows["rednet50", "numba", "eager"].ceiling.median == pytest.approx(0.8)
+    assert rows["rednet50", FREE, "eager"].ceiling is None
+    assert rows["resnet50", "torch", "eager"].ceiling is None
+
+
+def test_each_side_counts_in_its_faster_regime() -> None:
+    (best,) = best_regimes(pair().results)
+    assert (best.row.seconds, best.base.seconds) == (0.095, 0.090)
+    assert best.ratio.median == pytest.approx(95 / 90)
+    assert best.ceiling.median == pytest.approx(76 / 90)
+
+
+def test_a_baseline_that_was_not_measured_gives_no_ratio() -> None:
+    (alone,) = with_network_ratios([network("rednet50", "numba", 0.1)])
+    assert alone.ratio is None
+    assert best_regimes([alone]) == []
+    assert exit_code([alone]) == 0
+
+
+# --- Formats ---
+
+
+def test_the_answer_is_a_sentence() -> None:
+    (sentence,) = network_sentences(pair())
+    assert sentence == (
+        "rednet50 (numba) is 1.06x slower than resnet50 (folded and compiled); "
+        "with involution free it would be 1.18x faster."
+    )
+    assert "nothing to conclude" in network_sentences(replace(pair(), results=pair().results[2:3]))[0]
+
+
+@pytest.mark.parametrize("name", ["table", "markdown", "html"])
+def test_every_format_for_people_says_what_there_is(name: str) -> None:
+    text = told(name, pair())
+    for words in (
+        "N=2 H=64 W=64", "stem 7x7", "forward of the network", "rednet50 (numba), eager", "rednet50 (free), folded",
+        "1.20x faster", "80.0%", "78.35 %", "a README", "ceiling", "1x1 convolutions", "50.0 ms (45.5%)", "the rest",
+        "whole call", "rednet50 (numba) is 1.06x slower than resnet50",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "None" not in text
+
+
+def test_a_narrow_table_is_folded_in_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = told("table", pair())
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("rednet50 (numba), folded and compiled") == 2  # speed, and cost below it
+
+
+def test_csv_and_parquet_have_the_new_columns(tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](pair()))))
+    assert rows[0]["regime"] == "eager"
+    assert rows[0]["case.scope"] == "network"
+    assert float(rows[0]["ceiling.median"]) == pytest.approx(0.8)
+    assert float(rows[0]["breakdown.parts.involution"]) == 0.04
+    assert render_parquet(pair())[:4] == b"PAR1"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_document_of_both_kinds_has_both(name: str) -> None:
+    results = pair()
+    both = replace(results, results=(*results.results, row(), row("conv2d", "torch", 0.01)))
+    text = FORMATS[name](both)
+    assert "rednet50" in text
+    assert "conv2d" in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_several_points_and_failures_render(name: str) -> None:
+    bad = network("rednet26", "numba", 1, status=Status.ERROR, reason="RuntimeError: <b>", latency=None, case=CASE)
+    train = [replace(r, case=replace(CASE, mode=Mode.TRAIN, N=4)) for r in pair().results]
+    text = FORMATS[name](document(*pair().results, bad, *train, baseline=None))
+    assert "rednet26" in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_counts_alone_render(name: str) -> None:
+    rows = with_network_ratios([network("rednet50", "numba", 1, latency=None)])
+    text = told(name, document(*rows, baseline=None, peaks=None))
+    assert "rednet50" in text
+    if name in ("table", "markdown", "html"):
+        assert "nothing was timed" in text
+
+
+@pytest.mark.parametrize("name", COMPARISON_FORMATS)
+def test_two_documents_are_compared_regime_by_regime(name: str) -> None:
+    before = pair()
+    faster = replace(before.results[3], latency=samples(*[0.05] * 6))
+    after = replace(before, results=(*before.results[:3], faster, *before.results[4:]))
+    comparison = compare(before, after)
+    (changed,) = [c for c in comparison.of("latency") if c.verdict is Verdict.FASTER]
+    assert changed.regime is Regime.COMPILED
+    text = COMPARISON_FORMATS[name](comparison)
+    assert "rednet50" in text
+    assert "folded and compiled" in text
