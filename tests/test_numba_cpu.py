@@ -13,6 +13,7 @@ import torch
 
 import invbench
 from invbench.ops import naive
+from invbench.ops.fused import Generator
 from invbench.spec import LayerSpec
 
 numba = pytest.importorskip("numba")
@@ -66,44 +67,66 @@ def test_nan_and_infinity_stay_where_they_belong(stride: int, channels_last: boo
     assert y.isfinite().sum() > 0.9 * expected.numel()
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    """Bit for bit, forward and both gradients."""
-    spec = LayerSpec(32, K=3, G=2)
-    x, weight = (t.requires_grad_() for t in inputs(spec, 11, 13, torch.float32, True))
+@pytest.mark.parametrize("spec", [LayerSpec(32, K=7, G=2), LayerSpec(40, K=3, G=1, stride=2)], ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(spec: LayerSpec) -> None:
+    """Bit for bit: the operators, forward and all gradients, and a layer without them. In training, the layer's reduce
+    and norm are torch's, which do depend on it."""
+    x, weight = (t.requires_grad_() for t in inputs(spec, 31, 33, torch.float32, True))
+    layer = invbench.Involution2d(spec.C, spec.K, spec.stride, groups=spec.G, backend="numba").eval()
+    hidden = torch.randn(2, 8, spec.out_size(31), spec.out_size(33), requires_grad=True)
+    generator = Generator(torch.randn(spec.G * spec.taps, 8, requires_grad=True), layer.span.bias, spec.G)
 
     def results() -> tuple[torch.Tensor, ...]:
-        y = numba_cpu.aggregate(x, weight, spec)
-        return y, *torch.autograd.grad(y.square().sum(), (x, weight))
+        y, z = numba_cpu.aggregate(x, weight, spec), numba_cpu.fused_layer.span(x, hidden, generator, spec)
+        with torch.no_grad():
+            inferred = layer(x)
+        gradients = torch.autograd.grad(z.square().sum(), (x, hidden, generator.span, generator.bias))
+        return y, z, inferred, *torch.autograd.grad(y.square().sum(), (x, weight)), *gradients
 
-    before = numba.get_num_threads()
+    before = torch.get_num_threads()
+    everything = []
     try:
-        numba.set_num_threads(1)
-        alone = results()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            everything.append(results())
     finally:
-        numba.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(alone, results(), strict=True))
+        torch.set_num_threads(before)
+    for others in everything[1:]:
+        assert [torch.equal(a, b) for a, b in zip(everything[0], others, strict=True)] == [True] * len(others)
 
 
-def test_python_threads_may_call_at_once() -> None:
-    """Also under the workqueue layer, which ends the process when its kernels are called concurrently."""
+@pytest.mark.parametrize("threads", ["openmp", "python"])
+def test_python_threads_may_call_at_once(threads: str) -> None:
+    """Each has its own scratch and its own units; on the threads of torch's OpenMP, and where there is none."""
     program = """
-import threading, torch, numba
-from invbench.ops import numba_cpu
+import threading, torch
+from invbench.ops import naive, numba_cpu
+from invbench.ops.numba_cpu import running
 from invbench.spec import LayerSpec
-x, weight = torch.ones(1, 4, 8, 8), torch.ones(1, 1, 9, 8, 8)
-def call():
+if {without}:
+    running._openmp = lambda: None
+assert running.threads_of() == {name!r}
+torch.set_num_threads(2)
+spec = LayerSpec(40, K=3, G=2)
+def call(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(2, 40, 9, 30, generator=generator), torch.randn(2, 2, 9, 9, 30, generator=generator)
+    expected = naive.aggregate(x, weight, spec)
     for _ in range(50):
-        assert numba_cpu.aggregate(x, weight, LayerSpec(4, K=3))[0, 0, 4, 4] == 9
-threads = [threading.Thread(target=call) for _ in range(4)]
+        torch.testing.assert_close(numba_cpu.aggregate(x, weight, spec), expected)
+    done.append(seed)
+done = []
+threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-assert numba.threading_layer() == "workqueue"
+assert len(done) == 4
 """
-    run_python(program, NUMBA_THREADING_LAYER="workqueue")
+    without = threads == "python"
+    run_python(program.format(without=without, name="Python" if without else "torch's OpenMP"))
 
 
 def test_torch_keeps_its_number_of_threads() -> None:
-    """Numba's OpenMP layer sets the number of threads of the OpenMP that it shares with torch."""
+    """Also on the first call, when a pool of threads may start."""
     program = """
 import torch
 from invbench.ops import numba_cpu
@@ -122,8 +145,8 @@ from invbench.ops.numba_cpu import running
 from invbench.spec import LayerSpec
 y = numba_cpu.aggregate(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(1, K=1))
 assert y.eq({expected}).all()
-stats = [kernel.stats for kernel in running._ready.values()]
-print(sum(s.cache_hits.total() for s in stats), sum(s.cache_misses.total() for s in stats))
+compiled = [compiled for _, compiled in running._ready.values()]
+print(sum(c.cache_hits for c in compiled), sum(1 - c.cache_hits for c in compiled))
 """
 
 
@@ -147,12 +170,14 @@ def test_cache_is_used_and_renewed_with_the_source(tmp_path: Path) -> None:
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["0", "1"]
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["1", "0"]
-    edited = tmp_path / "invbench" / "ops" / "numba_cpu" / "kernels.py"
+    edited = tmp_path / "invbench" / "ops" / "numba_cpu" / "tiles.py"
     text = edited.read_text()
-    now = text.replace("convert(builder, value) if convert else value,", "builder.fadd(value, value),")
+    now = text.replace("number = load(", "number = builder.fadd(*[load(").replace(
+        "weight_at[p]))", "weight_at[p]))] * 2)"
+    )
     assert now != text
-    edited.write_text(now)  # Both factors, the sum and the result are stored: doubled four times.
-    assert run_python(CALL.format(expected=16), tmp_path, **cache).stdout.split() == ["0", "1"]
+    edited.write_text(now)  # the weight counts twice
+    assert run_python(CALL.format(expected=2), tmp_path, **cache).stdout.split() == ["0", "1"]
 
 
 def test_runs_uncached_with_a_warning_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from invbench.ops.functional import involution2d as involution2d
+    from invbench.ops.fused import Fused
     from invbench.ops.layer import Involution2d as Involution2d
 
 
@@ -33,6 +34,12 @@ class Implementation(Protocol):
 
     def aggregate(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
         """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out], already validated."""
+
+
+class FusedImplementation(Implementation, Protocol):
+    """What the module of a backend that is ``fused`` offers besides."""
+
+    fused_layer: Fused
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,9 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "numba",
             "invbench.ops.numba_cpu",
-            "parallel CPU kernels written in Numba",
+            "parallel CPU kernels in explicit SIMD, written in Numba",
             devices=("cpu",),
+            fused=True,
         ),
         Backend(
             "compiled",

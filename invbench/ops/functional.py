@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from invbench.ops import BACKENDS, Implementation
+from invbench.ops import BACKENDS, FusedImplementation, Implementation
+from invbench.ops.fused import Fused
 from invbench.spec import BackendUnavailableError, InvbenchError, LayerSpec, require_choice
 
 _LOADED: dict[str, Implementation] = {}
@@ -36,7 +40,7 @@ def involution2d(
 
     Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021.
     """
-    x, weight = _autocast(x), _autocast(weight)
+    x, weight = autocast(x), autocast(weight)
     spec = _spec_of(x, weight, stride, dilation, padding_mode)
     name = choose_backend(x, backend)
     return _LOADED[name].aggregate(x, weight, spec)
@@ -52,6 +56,18 @@ def choose_backend(x: Tensor, backend: str = "auto") -> str:
     if reason:
         raise BackendUnavailableError(reason)
     return name
+
+
+def fused_operators(x: Tensor, backend: str = "auto") -> Fused | None:
+    """The operators of the chosen backend that make the weight where it is used; None if it has none, or if
+    forward-mode differentiation is on, which they cannot do.
+
+    Raises BackendUnavailableError as ``choose_backend`` does.
+    """
+    name = choose_backend(autocast(x), backend)
+    if not BACKENDS[name].fused or forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
+        return None
+    return cast(FusedImplementation, _LOADED[name]).fused_layer
 
 
 def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
@@ -79,7 +95,8 @@ def _select(backend: str, device: str, dtype: str) -> tuple[str, str]:
 _select._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _autocast(tensor: Tensor) -> Tensor:
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype that autocast asks for, float64 excepted."""
     device = tensor.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from invbench.ops import BACKENDS
-from invbench.ops.functional import involution2d
+from invbench.ops.functional import autocast, fused_operators, involution2d
+from invbench.ops.fused import Fused, Generator
 from invbench.spec import InvbenchError, LayerSpec, require_choice, require_positive
 
 GENERATORS = ("bottleneck", "linear")
@@ -86,10 +87,41 @@ class Involution2d(nn.Module):
             )
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
+        fused = self._fused(x)
+        if fused and not torch.is_grad_enabled() and _folds(self.reduce, self.norm, self.activation):
+            return self._infer(fused, x)
         hidden = self.activation(self.norm(self.reduce(self.pool(x))))  # [N, hidden, H_out, W_out]
+        if fused:
+            return fused.span(autocast(x), autocast(hidden), self._generator(), self.spec)
         weight = self.span(hidden).unflatten(1, (self.spec.G, self.spec.taps))  # [N, G, K*K, H_out, W_out]
         spec = self.spec
         return involution2d(x, weight, spec.stride, spec.dilation, spec.padding_mode, self.backend)
+
+    def _fused(self, x: Tensor) -> Fused | None:
+        """The operators that make the weight where it is used, if the backend has them and nothing forbids it: a part
+        that is no longer what this class made, or is watched by hooks, is called as it is."""
+        device, dtype = self.span.weight.device, self.span.weight.dtype
+        fits = x.device == device and (x.dtype == dtype or torch.is_autocast_enabled(x.device.type))
+        if not (fits and _is_pointwise(self.span) and self.span.bias is not None and min(x.shape[1:]) > 0):
+            return None
+        self.spec.check_size(*x.shape[2:])
+        return fused_operators(x, self.backend)
+
+    def _generator(self) -> Generator:
+        return Generator(self.span.weight.flatten(1), cast(Tensor, self.span.bias), self.spec.G)
+
+    def _infer(self, fused: Fused, x: Tensor) -> Tensor:
+        """The whole layer at once, batch norm folded into ``reduce``."""
+        reduce, norm = cast(nn.Conv2d, self.reduce), self.norm
+        weight = reduce.weight.flatten(1)
+        bias = weight.new_zeros(weight.shape[0]) if reduce.bias is None else reduce.bias
+        if isinstance(norm, nn.BatchNorm2d):
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            scale = (variance + norm.eps).rsqrt() * norm.weight
+            weight, bias = weight * scale[:, None], (bias - mean) * scale + norm.bias
+        x = autocast(x)
+        rectifies = isinstance(self.activation, nn.ReLU)
+        return fused.layer(x, self.pool(x), weight, bias, rectifies, self._generator(), self.spec)
 
     def extra_repr(self) -> str:
         """The spec and the backend, for print(layer)."""
@@ -105,3 +137,23 @@ class Involution2d(nn.Module):
             for name in [name for name in state_dict if name.startswith(prefix + official)]:
                 state_dict[prefix + own + name.removeprefix(prefix + official)] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_pointwise(part: nn.Module) -> bool:
+    """Whether a part is a plain 1x1 convolution that nothing else watches or changes."""
+    if type(part) is not nn.Conv2d or _is_watched(part):
+        return False
+    return (part.kernel_size, part.stride, part.padding, part.groups) == ((1, 1), (1, 1), (0, 0), 1)
+
+
+def _folds(reduce: nn.Module, norm: nn.Module, activation: nn.Module) -> bool:
+    """Whether these parts are one matrix product and perhaps a rectifier, with statistics that are fixed."""
+    if not _is_pointwise(reduce) or any(_is_watched(part) for part in (norm, activation)):
+        return False
+    is_fixed: bool = type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats and norm.affine
+    return (is_fixed or type(norm) is nn.Identity) and type(activation) in (nn.ReLU, nn.Identity)
+
+
+def _is_watched(part: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name) for name in hooks)

@@ -99,7 +99,7 @@ class Aggregate:
     def _register_forward(self, kernels: Kernels) -> None:
         @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())
         def forward(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
-            _refuse_tangents(x, weight)
+            refuse_tangents(x, weight)
             return kernels.forward(x, weight, Window(K, stride, dilation, padding))
 
         @forward.register_fake
@@ -130,7 +130,7 @@ class Aggregate:
             grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
             H: int, W: int, channels_last: bool,
         ) -> Tensor:  # fmt: skip
-            _refuse_tangents(grad_y, weight)
+            refuse_tangents(grad_y, weight)
             return kernels.grad_x(grad_y, weight, Window(K, stride, dilation, padding), (H, W), channels_last)
 
         @grad_x.register_fake
@@ -163,7 +163,7 @@ class Aggregate:
         def grad_weight(
             grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
         ) -> Tensor:
-            _refuse_tangents(grad_y, x)
+            refuse_tangents(grad_y, x)
             return kernels.grad_weight(grad_y, x, Window(K, stride, dilation, padding), G, taps_last)
 
         @grad_weight.register_fake
@@ -201,7 +201,7 @@ def _bilinear(operator: Callable[..., Tensor], left: Tensor, right: Tensor, *geo
     return forward_ad.make_dual(result, sum(tangents[1:], tangents[0])) if tangents else result
 
 
-def _refuse_tangents(*tensors: Tensor) -> None:
+def refuse_tangents(*tensors: Tensor) -> None:
     """Raise where an operator is called on dual tensors by something other than ``_bilinear``, such as a graph that was
     compiled before: the result would have no tangent, which reads as zero."""
     if has_tangents(*tensors):

@@ -417,7 +417,7 @@ def _device_guard(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensors'."""
     if device.type == "cpu":
         return nullcontext()
-    return torch.get_device_module(device).device(device)  # type: ignore[no-any-return]
+    return torch.get_device_module(device).device(device)
 
 
 class TritonKernels:

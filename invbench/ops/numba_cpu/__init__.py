@@ -1,42 +1,43 @@
-"""Parallel CPU kernels written in Numba: the aggregate, its gradient for x and its gradient for the weight.
+"""Parallel CPU kernels in explicit SIMD: involution, whole layers of it, and their gradients, by Numba.
 
     y[n, c, i, j]        = sum over (u, v)              weight[n, g(c), (u, v), i, j] * x[n, c, h, q]
     grad_x[n, c, h, q]   = sum over (u, v, i, j) at h, q  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
     grad_weight[n, g, (u, v), i, j] = sum over c in group g    grad_y[n, c, i, j] * x[n, c, h, q]
     h = stride*i + dilation*u - padding,  q = stride*j + dilation*v - padding
 
-The first two visit the same triples (position, tap, input pixel) and differ in the side that is summed, so one kernel
-does both; ``transposed`` means that the sum is over positions. There are two loop nests:
+The weight is given, or made where it is used: for a few rows of one group at a time, from hidden channels and the span
+(a matrix product whose result stays in cache), in the forward pass and again in the backward pass. Where gradients are
+not needed, the hidden channels are computed here, too, batch norm folded in.
 
-* *by channels*, where the channels of the source are neighbours in memory and a group has some: one parallel unit is
-  one row of the result for up to LANES channels of a group; the inner loop runs over the channels.
-* *by columns*, for everything else: one unit is a strip of ROWS rows for up to LANES channels; each source row is
-  packed once for the strip, so that the inner loop runs over columns that are neighbours whatever the memory steps.
+``simd`` knows the processor's vectors, ``tiles`` and ``matmul`` the inner loops, ``slots`` the layout that they read,
+``kernels`` the loops around them, ``jobs`` how work is cut for threads and caches, ``running`` how a kernel is
+compiled, cached and run on torch's threads.
 
-``grad_weight`` has the second form only: its inner loop runs over columns, so that a sum over channels needs no
-reduction across a vector. One unit is a strip of ROWS rows for one group.
+Channels of a group that are neighbours in a vector are what makes this fast: a position's weight is one number for all
+of them. So channels_last images are read and written where they lie; other layouts and 16-bit numbers are converted a
+few rows at a time, on the way into and out of the second-level cache. Groups of few channels leave lanes empty.
 
-Every unit owns what it writes, and sums in an order that the number of threads does not change. Taps outside the image
-are left out, so that no NaN or infinity of the weight can reach y from there. float32 and float64 are summed as they
-are; float16 and bfloat16 are read and written as bit patterns and summed in float32. Tensors are read and written
-where they lie: the scratch of a unit is a few rows of a group, never a copy of x or of the weight.
-
-The kernels use ``numba.get_num_threads()`` threads. Limits: plain loops, which LLVM vectorises at best in runs of
-LANES; no fusion with the convolution that generates the weight.
+Every sum is made in one order, whatever the number of threads. A tap outside the image is left out where its whole row
+of the window is outside, else multiplied by zero. float16 and bfloat16 are computed in float32.
 """
 
 from __future__ import annotations
 
 import numba
+import torch
 from torch import Tensor
 
-from invbench.ops import library
+from invbench.ops import fused, library
+from invbench.ops.fused import Generator
+from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
-from invbench.ops.numba_cpu.kernels import Steps, aggregate_by_channels, aggregate_by_columns, weight_by_columns
+from invbench.ops.numba_cpu.jobs import Job, Problem, backward_plan, forward_plan, reduce_plan, reduced_width
 from invbench.ops.numba_cpu.running import launch
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
-# Below so many channels a group, the loop over channels is too short to be the inner one.
-LEAST_CHANNELS = 16
+# The gradient of the weight, which a backward pass through the span does hold, but for so many images at a time that
+# it stays in the last-level cache.
+GRADIENT_BYTES = 8 * 2**20
 
 
 def unavailable(device: str) -> str | None:
@@ -47,12 +48,12 @@ def unavailable(device: str) -> str | None:
 
 
 class NumbaKernels:
-    """The aggregate and its gradients as ``library.Kernels``."""
+    """The aggregate, the aggregate of a weight that is made on the way, and their gradients."""
 
     def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
         y = empty_y(x, weight)
-        _aggregate(x, weight, y, _geometry(x, weight, window), transposed=False)
+        _forward(_problem(x, weight.shape[1], y.shape[2:], window), x, y, weight=weight)
         return y
 
     def grad_x(
@@ -60,29 +61,174 @@ class NumbaKernels:
     ) -> Tensor:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
         grad_x = empty_grad_x(grad_y, size, channels_last)
-        _aggregate(grad_y, weight, grad_x, _geometry(grad_x, weight, window), transposed=True)
+        _backward(_problem(grad_x, weight.shape[1], grad_y.shape[2:], window), grad_y, weight=weight, grad_x=grad_x)
         return grad_x
 
     def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
         grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
-        launch(weight_by_columns, (grad_y, x, grad_weight), _geometry(x, grad_weight, window))
+        _backward(_problem(x, G, grad_y.shape[2:], window), grad_y, x=x, grad_weight=grad_weight)
         return grad_weight
 
+    def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
+        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
+        y = fused.empty_y(x, hidden)
+        problem = _problem(x, generator.G, y.shape[2:], window)
+        _forward(problem, x, y, hidden=_rows_of_positions(hidden, problem), generator=generator)
+        return y
 
-def _geometry(x: Tensor, weight: Tensor, window: Window) -> Steps:
-    """N, C, G, H, W, H_out, W_out, K, stride, dilation, padding: what every kernel starts with."""
+    def span_backward(
+        self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
+        problem = _problem(x, generator.G, grad_y.shape[2:], window)
+        exact = _computed_in(x)
+        span, taps = generator.span.to(exact), generator.span.shape[0]
+        channels_last = memory_format_of(x) == torch.channels_last
+        grad_x = empty_grad_x(grad_y, (problem.H, problem.W), channels_last)
+        grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.channels_last)
+        grad_span, grad_bias = span.new_zeros(span.shape), span.new_zeros(taps)
+        positions = problem.H_out * problem.W_out
+        step = max(1, GRADIENT_BYTES // max(1, positions * taps * problem.size))
+        for first in range(0, problem.N, step):
+            images = slice(first, min(first + step, problem.N))
+            part = problem._replace(N=images.stop - first)
+            grads = grad_y.new_empty((part.N, problem.H_out, problem.W_out, taps), dtype=exact)
+            _backward(
+                part, grad_y[images], x=x[images], grad_x=grad_x[images],
+                grad_weight=grads.unflatten(3, (problem.G, -1)).permute(0, 3, 4, 1, 2),
+                hidden=_rows_of_positions(hidden[images], part), generator=generator,
+            )  # fmt: skip
+            by_position = grads.flatten(0, 2)  # [positions of these images, G*K*K]
+            torch.mm(by_position, span, out=grad_hidden[images].permute(0, 2, 3, 1).flatten(0, 2))
+            grad_span.addmm_(by_position.t(), hidden[images].to(exact).permute(0, 2, 3, 1).flatten(0, 2))
+            grad_bias += by_position.sum(0)
+        return grad_x, grad_hidden, grad_span, grad_bias
+
+    def layer_forward(
+        self, x: Tensor, pooled: Tensor, reduce: Tensor, bias: Tensor, rectifies: bool, generator: Generator,
+        window: Window,
+    ) -> Tensor:  # fmt: skip
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], which is reduced by [r, C]."""
+        y = torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
+        problem = _problem(x, generator.G, y.shape[2:], window)
+        exact, r = _computed_in(x), reduce.shape[0]
+        hidden = _empty_rows_of_positions(problem, r, exact)
+        matrix = reduce.new_zeros((problem.C + 2, reduced_width(r, problem.size)), dtype=exact)
+        matrix[: problem.C, :r] = reduce.t()
+        matrix[problem.C, :r] = bias
+        if y.numel():
+            job = Job(reduce_plan(problem, r))
+            job.put(pooled=pooled)
+            job.put_values(reduce=matrix.data_ptr(), rectifies=int(rectifies), **_hidden_fields(hidden))
+            _run("reduce", job, problem)
+        _forward(problem, x, y, hidden=hidden, generator=generator)
+        return y
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _problem(x: Tensor, G: int, size: torch.Size, window: Window) -> Problem:
     N, C, H, W = x.shape
-    _, G, _, H_out, W_out = weight.shape
-    return N, C, G, H, W, H_out, W_out, window.K, window.stride, window.dilation, window.padding
+    return Problem(N, C, G, H, W, size[0], size[1], window, 8 if x.dtype == torch.float64 else 4)
 
 
-def _aggregate(source: Tensor, weight: Tensor, result: Tensor, geometry: Steps, transposed: bool) -> None:
-    """Fill result from source by the loop nest that suits the source's memory steps."""
-    group_channels = source.shape[1] // weight.shape[1]
-    by_channels = source.stride(1) == 1 and group_channels >= LEAST_CHANNELS
-    kernel = aggregate_by_channels if by_channels else aggregate_by_columns
-    launch(kernel, (source, weight, result), geometry, transposed)
+def _empty_rows_of_positions(problem: Problem, r: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised hidden [N, r, positions], with room for the vector that begins with the last position."""
+    return torch.empty((problem.N, r, problem.H_out * problem.W_out + VECTOR_BYTES // problem.size), dtype=dtype)
 
 
-aggregate = library.Aggregate("numba", NumbaKernels())
+def _rows_of_positions(hidden: Tensor, problem: Problem) -> Tensor:
+    """hidden [N, r, H_out, W_out] as ``_empty_rows_of_positions`` makes it."""
+    exact = torch.float64 if problem.size == 8 else torch.float32
+    rows = _empty_rows_of_positions(problem, hidden.shape[1], exact)
+    positions = problem.H_out * problem.W_out
+    rows[..., :positions].unflatten(2, (problem.H_out, problem.W_out)).copy_(hidden)
+    return rows
+
+
+def _hidden_fields(hidden: Tensor) -> dict[str, int]:
+    size = hidden.element_size()
+    return {
+        "hidden": hidden.data_ptr(), "hidden_n": hidden.stride(0) * size, "hidden_step": hidden.stride(1) * size
+    }  # fmt: skip
+
+
+def _put_weight(job: Job, weight: Tensor | None, hidden: Tensor | None, generator: Generator | None) -> list[Tensor]:
+    """Say where the weight lies, or how it is made; returns what must live as long as the job."""
+    if hidden is None or generator is None:
+        job.put(weight=weight)
+        return []
+    span, bias = generator.span.to(hidden.dtype).contiguous(), generator.bias.to(hidden.dtype).contiguous()
+    size = span.element_size()
+    job.put_values(
+        span=span.data_ptr(), span_row=span.stride(0) * size, bias=bias.data_ptr(), bias_step=size, r=span.shape[1],
+        **_hidden_fields(hidden),
+    )  # fmt: skip
+    return [span, bias]
+
+
+def _forward(
+    problem: Problem, x: Tensor, y: Tensor, weight: Tensor | None = None, hidden: Tensor | None = None,
+    generator: Generator | None = None,
+) -> None:  # fmt: skip
+    """Fill y."""
+    if not y.numel():
+        return
+    threads = torch.get_num_threads()
+    job = Job(forward_plan(problem, threads))
+    kept = _put_weight(job, weight, hidden, generator)
+    job.put(x=x, y=y)
+    _run("forward", job, problem)
+    del kept
+
+
+def _backward(
+    problem: Problem, grad_y: Tensor, x: Tensor | None = None, weight: Tensor | None = None,
+    grad_x: Tensor | None = None, grad_weight: Tensor | None = None, hidden: Tensor | None = None,
+    generator: Generator | None = None,
+) -> None:  # fmt: skip
+    """Fill grad_x and grad_weight, as far as they are given."""
+    if grad_x is not None and not _windows_cover(problem):
+        grad_x.zero_()
+    if not grad_y.numel():
+        return
+    job = Job(backward_plan(problem))
+    kept = _put_weight(job, weight, hidden, generator)
+    job.put(x=x, y=grad_y, grad_x=grad_x, grad_weight=grad_weight)
+    seams = None
+    strips = -(-problem.H_out // job["strip"])
+    if grad_x is not None and strips > 1:
+        shared = max(0, problem.window.dilation * (problem.window.K - 1) - problem.window.stride + 1)
+        size = problem.N * problem.G * (strips - 1) * problem.blocks * 2 * shared * problem.row_bytes
+        seams = torch.empty(size + 64, dtype=torch.uint8)
+        job.put_values(seams=seams.data_ptr())
+    _run("backward", job, problem)
+    if seams is not None:
+        _run("seams", job, problem)
+    del kept, seams
+
+
+def _windows_cover(problem: Problem) -> bool:
+    """Whether every pixel lies between the first and the last tap of the windows, and none between two of them."""
+    w = problem.window
+    if w.stride > w.dilation * (w.K - 1) + 1:
+        return False
+
+    def reach(positions: int) -> int:
+        return w.stride * (positions - 1) + w.dilation * (w.K - 1) + 1 - w.padding
+
+    return reach(problem.H_out) >= problem.H and reach(problem.W_out) >= problem.W
+
+
+def _run(kernel: str, job: Job, problem: Problem) -> None:
+    threads = job.threads()
+    job.put_scratch(threads)
+    launch(f"{kernel}_{problem.size}", job.fields, threads)
+
+
+kernels = NumbaKernels()
+aggregate = library.Aggregate("numba", kernels)
+fused_layer = fused.Fused("numba", kernels, aggregate)

@@ -1,417 +1,302 @@
-"""The kernels of the Numba backend; see the package for the equations and the loop nests.
+"""The loops of the Numba kernels: rows of tiles, and the units of work that threads take one after another.
 
-All code that a kernel is made of is in this file, because Numba renews its cache when the kernel's own file changes.
+A unit packs the image rows that it needs into its thread's scratch (see ``slots``), makes or finds the weight of a few
+rows, and runs tiles along them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 
-# Channels of one unit, and the most an inner loop over channels can run: a bound that lets LLVM pick a vector width.
-LANES = 16
-# Columns of one tile: with LANES channels its sums stay in the first-level cache.
-COLUMNS = 64
-# Rows of one strip: each source row is packed once for up to so many rows of the result.
-ROWS = 4
+from invbench.ops.numba_cpu.matmul import generate_weight, reduce_channels
+from invbench.ops.numba_cpu.record import compiled, inlined
+from invbench.ops.numba_cpu.seams import add_seams, finish_strip
+from invbench.ops.numba_cpu.simd import EXACT, VECTOR_BYTES, bytes_of, fetch_add
+from invbench.ops.numba_cpu.slots import (
+    blocks_of,
+    clear,
+    convert,
+    image_rows,
+    pack,
+    phase_bytes,
+    phases_of,
+    read_slots,
+    write_slots,
+)
+from invbench.ops.numba_cpu.tiles import (
+    POSITIONS,
+    RUNS,
+    SEVEN,
+    SINGLE,
+    aggregate_tile,
+    products_tile,
+    scatter_tile,
+)
 
-Flat = npt.NDArray[Any]
-Steps = tuple[int, ...]
-
-# No nnan and no ninf: those would let LLVM assume NaN and infinity away.
-OPTIONS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy", "nogil": True}
-
-
-# --- Elements: how a number lies in memory, and in which type it is summed ---
-
-
-def _summed_as(element: Any) -> Any:
-    """Numba's type of the sums for an element type: int16 holds a float16's bits, uint16 a bfloat16's."""
-    return types.float32 if element in (types.int16, types.uint16) else element
-
-
-def _single_from_half(builder: Any, half: Any) -> Any:
-    """float32 from the bits of a float16. Integer arithmetic, because LLVM's own conversion calls a function that
-    Numba does not link where the processor lacks F16C."""
-    bits = functools.partial(ir.Constant, ir.IntType(32))
-    wide = builder.zext(half, ir.IntType(32))
-    sign = builder.shl(builder.and_(wide, bits(0x8000)), bits(16))
-    magnitude = builder.shl(builder.and_(wide, bits(0x7FFF)), bits(13))
-    rebias = bits((127 - 15) << 23)
-    normal = builder.add(magnitude, rebias)
-    not_finite = builder.icmp_unsigned(">=", magnitude, bits(31 << 23))
-    normal = builder.select(not_finite, builder.add(normal, rebias), normal)
-    # A subnormal is its fraction without the implied one: put the one there and subtract its value, 2**-14.
-    least_normal = bits((127 - 14) << 23)
-    with_one = builder.bitcast(builder.add(magnitude, least_normal), ir.FloatType())
-    without_one = builder.fsub(with_one, builder.bitcast(least_normal, ir.FloatType()))
-    is_subnormal = builder.icmp_unsigned("<", magnitude, bits(1 << 23))
-    result = builder.select(is_subnormal, builder.bitcast(without_one, ir.IntType(32)), normal)
-    return builder.bitcast(builder.or_(result, sign), ir.FloatType())
+POSITIONS_1, POSITIONS_2 = POSITIONS[1], POSITIONS[2]
 
 
-def _half_from_single(builder: Any, single: Any) -> Any:
-    """The bits of the float16 nearest to a float32, ties to even; NaN stays NaN."""
-    bits = functools.partial(ir.Constant, ir.IntType(32))
-    pattern = builder.bitcast(single, ir.IntType(32))
-    sign = builder.and_(pattern, bits(0x80000000))
-    magnitude = builder.xor(pattern, sign)
-    odd = builder.and_(builder.lshr(magnitude, bits(13)), bits(1))
-    rebased = builder.sub(magnitude, bits((127 - 15) << 23))
-    rounded = builder.lshr(builder.add(builder.add(rebased, bits(0xFFF)), odd), bits(13))
-    # Adding 0.5, whose last place is that of float16's subnormals, lets the addition round.
-    half = ir.Constant(ir.FloatType(), 0.5)
-    shifted = builder.bitcast(builder.fadd(builder.bitcast(magnitude, ir.FloatType()), half), ir.IntType(32))
-    subnormal = builder.sub(shifted, builder.bitcast(half, ir.IntType(32)))
-    is_subnormal = builder.icmp_unsigned("<", magnitude, bits((127 - 14) << 23))
-    result = builder.select(is_subnormal, subnormal, rounded)
-    is_too_large = builder.icmp_unsigned(">=", magnitude, bits((127 + 16) << 23))
-    result = builder.select(is_too_large, bits(0x7C00), result)
-    is_nan = builder.icmp_unsigned(">", magnitude, bits(0xFF << 23))
-    result = builder.select(is_nan, bits(0x7E00), result)
-    return builder.trunc(builder.or_(result, builder.lshr(sign, bits(16))), ir.IntType(16))
-
-
-def _single_from_bfloat(builder: Any, bfloat: Any) -> Any:
-    """float32 from the bits of a bfloat16, which are its upper half."""
-    wide = builder.shl(builder.zext(bfloat, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-    return builder.bitcast(wide, ir.FloatType())
-
-
-def _bfloat_from_single(builder: Any, single: Any) -> Any:
-    """The bits of the bfloat16 nearest to a float32, ties to even; NaN stays NaN."""
-    bits = functools.partial(ir.Constant, ir.IntType(32))
-    pattern = builder.bitcast(single, ir.IntType(32))
-    upper = builder.lshr(pattern, bits(16))
-    odd = builder.and_(upper, bits(1))
-    rounded = builder.lshr(builder.add(builder.add(pattern, bits(0x7FFF)), odd), bits(16))
-    is_nan = builder.icmp_unsigned(">", builder.and_(pattern, bits(0x7FFFFFFF)), bits(0xFF << 23))
-    result = builder.select(is_nan, builder.or_(upper, bits(0x40)), rounded)
-    return builder.trunc(result, ir.IntType(16))
-
-
-_FROM_BITS = {types.int16: _single_from_half, types.uint16: _single_from_bfloat}
-_TO_BITS = {types.int16: _half_from_single, types.uint16: _bfloat_from_single}
-
-
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
-
-
-# Numba's own indexing first asks whether an index counts from the end, which keeps LLVM from vectorising a loop whose
-# index it cannot prove to be positive; these two go to memory directly.
-@intrinsic
-def _load(typing_context: Any, flat: Any, index: Any) -> Any:
-    """flat[index] in the type it is summed in."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = builder.load(_address(context, builder, signature.args[0], *arguments))
-        convert = _FROM_BITS.get(signature.args[0].dtype)
-        return convert(builder, value) if convert else value
-
-    return _summed_as(flat.dtype)(flat, types.int64), generate
-
-
-@intrinsic
-def _store(typing_context: Any, flat: Any, index: Any, value: Any) -> Any:
-    """flat[index] = value, rounded to nearest."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, index, value = arguments
-        convert = _TO_BITS.get(signature.args[0].dtype)
-        builder.store(
-            convert(builder, value) if convert else value,
-            _address(context, builder, signature.args[0], array, index),
-        )
-        return context.get_dummy_value()
-
-    return types.void(flat, types.int64, _summed_as(flat.dtype)), generate
-
-
-def _scratch(flat: Flat, size: int) -> Flat:
-    """An uninitialised array of the type in which the elements of flat are summed."""
-    raise NotImplementedError("inside kernels only")
-
-
-@overload(_scratch, inline="always")
-def _(flat: Any, size: Any) -> Callable[[Any, Any], Flat]:
-    dtype = np.float64 if flat.dtype == types.float64 else np.float32
-
-    def allocate(flat: Any, size: Any) -> Flat:
-        return np.empty(size, dtype)
-
-    return allocate
-
-
-# --- Kernels ---
-
-
-@numba.njit(forceinline=True, **OPTIONS)
-def _reach(offset: int, stride: int, size: int, start: int, stop: int) -> tuple[int, int]:
-    """The part of range(start, stop) whose j have 0 <= stride*j + offset < size; the two may have crossed."""
-    return max(start, -(offset // stride)), min(stop, (size - 1 - offset) // stride + 1)
-
-
-@numba.njit(forceinline=True, **OPTIONS)
-def _whole_lanes(size: int) -> int:
-    """The least multiple of LANES that is not below size."""
-    return -(-size // LANES) * LANES
-
-
-@numba.njit(forceinline=True, **OPTIONS)
-def _clear(flat: Flat, start: int, stop: int) -> None:
-    for index in range(start, stop):
-        _store(flat, index, 0.0)
-
-
-@numba.njit(forceinline=True, **OPTIONS)
-def _pack(packed: Flat, start: int, flat: Flat, base: int, step: int, size: int) -> None:
-    """packed[start + m] = flat[base + step*m]: the unit step apart, because only that can be vectorised."""
-    if step == 1:
-        for m in range(size):
-            _store(packed, start + m, _load(flat, base + m))
+@compiled
+def _weight(job: Any, zero: Any, tile: int, n: int, g: int, top: int, bottom: int) -> tuple[int, int, int, int]:
+    """Where the weight of some rows is, in the type that is computed with: address, and steps for taps, rows and
+    columns. It is made or converted into the tile unless it can be read where it lies."""
+    size = bytes_of(zero)
+    given = job.weight + n * job.weight_n + g * job.weight_g + top * job.weight_h
+    if job.weight and job.weight_element == EXACT:
+        return given, job.weight_t, job.weight_h, job.weight_w
+    if not job.weight:
+        generate_weight(job, zero, tile, n, g, top * job.W_out, (bottom - top) * job.W_out)
     else:
-        for m in range(size):
-            _store(packed, start + m, _load(flat, base + step * m))
+        for tap in range(job.K * job.K):
+            for row in range(bottom - top):
+                convert(
+                    zero, EXACT, tile + tap * job.tile_step + row * job.W_out * size, size,
+                    given + tap * job.weight_t + row * job.weight_h, job.weight_element, job.weight_w, job.W_out,
+                )  # fmt: skip
+    return tile, job.tile_step, job.W_out * size, size
 
 
-@numba.njit(forceinline=True, **OPTIONS)
-def _add_products(
-    sums: Flat, at: int, sums_steps: Steps, left: Flat, left_at: int, left_steps: Steps,
-    right: Flat, right_at: int, right_steps: Steps, channels: int, size: int,
-) -> None:  # fmt: skip
-    """sums[c, m] += left[c, m] * right[c, m] for each m of range(size), and beyond it up to a multiple of LANES: a
-    vector at a time, without scalar iterations for a rest. Each array has steps for c and m; that of left is 1."""
-    unit_steps = sums_steps[1] == 1 and right_steps[1] == 1
-    for begin in range(0, size, LANES):
-        lanes = min(LANES, _whole_lanes(size) - begin)  # always LANES, which LLVM would unroll into scalars
-        for c in range(channels):
-            a = at + c * sums_steps[0] + begin * sums_steps[1]
-            b = left_at + c * left_steps[0] + begin
-            d = right_at + c * right_steps[0] + begin * right_steps[1]
-            if unit_steps:
-                for m in range(lanes):
-                    _store(sums, a + m, _load(sums, a + m) + _load(left, b + m) * _load(right, d + m))
-            else:
-                for m in range(lanes):
-                    product = _load(left, b + m) * _load(right, d + m * right_steps[1])
-                    _store(sums, a + m * sums_steps[1], _load(sums, a + m * sums_steps[1]) + product)
+# --- Rows of tiles ---
 
 
-@numba.njit(forceinline=True, **OPTIONS)
-def _met(
-    first: int, last: int, size: int, K: int, stride: int, dilation: int, padding: int, transposed: bool
-) -> tuple[int, int]:
-    """The rows (or columns) of the source, of which there are size, that windows meet for range(first, last) of the
-    result."""
-    beyond = dilation * (K - 1) - padding
-    if transposed:
-        return max(0, -((beyond - first) // stride)), min(size, (last - 1 + padding) // stride + 1)
-    return max(0, stride * first - padding), min(size, stride * (last - 1) + beyond + 1)
+@inlined
+def _met(job: Any, i: int) -> tuple[int, int]:
+    """The rows of the window of output row i that lie in the image: from, to."""
+    first = job.stride * i - job.padding
+    return max(0, -(first // job.dilation)), min(job.K, (job.H - 1 - first) // job.dilation + 1)
 
 
-@numba.njit(forceinline=True, **OPTIONS)
-def _pack_rows(packed: Flat, width: int, flat: Flat, base: int, steps: Steps, channels: int, columns: int) -> None:
-    """packed [channels, width] from a row of flat that begins at base, has so many columns and steps for [N, C, H, W];
-    zeros after them, where whole vectors read beyond the image."""
-    for c in range(channels):
-        _pack(packed, c * width, flat, base + c * steps[1], steps[3], columns)
-        _clear(packed, c * width + columns, (c + 1) * width)
+@inlined
+def _mode(job: Any) -> int:
+    if job.dilation > 1 or job.K < 3:
+        return SINGLE
+    return SEVEN if job.K == 7 and job.stride == 1 else RUNS
 
 
-@numba.njit(forceinline=True, **OPTIONS)
-def _unpack(flat: Flat, base: int, step: int, sums: Flat, start: int, size: int) -> None:
-    """flat[base + step*m] = sums[start + m]"""
-    if step == 1:
-        for m in range(size):
-            _store(flat, base + m, _load(sums, start + m))
-    else:
-        for m in range(size):
-            _store(flat, base + step * m, _load(sums, start + m))
+@inlined
+def _position_bytes(job: Any) -> int:
+    """From a position's first slot to that of its neighbour."""
+    return job.vectors * VECTOR_BYTES * (1 if job.dilation == 1 else job.stride)
 
 
-def aggregate_by_channels(
-    source: Flat, weight: Flat, result: Flat,
-    source_steps: Steps, weight_steps: Steps, result_steps: Steps, geometry: Steps, transposed: bool,
-) -> None:  # fmt: skip
-    """y from x, or transposed: grad_x from grad_y. The source's channels have the memory step 1."""
-    N, C, G, H, W, H_out, W_out, K, stride, dilation, padding = geometry
-    rows, columns = (H, W) if transposed else (H_out, W_out)
-    group_channels = C // G
-    blocks = -(-group_channels // LANES)  # of a group
-    for index in numba.prange(N * rows * G * blocks):
-        unit: Any = np.int64(index)  # Numba counts in uint64, and its quotient by an int64 is a float64
-        row, block = unit // (G * blocks) % rows, unit % (G * blocks)
-        n, g = unit // (G * blocks) // rows, block // blocks
-        first = block % blocks * LANES  # of the unit's channels in its group
-        channels = min(LANES, group_channels - first)
-        first += g * group_channels
-        sums = _scratch(source, COLUMNS * LANES)  # [COLUMNS, LANES]
-        for left in range(0, columns, COLUMNS):
-            right = min(left + COLUMNS, columns)
-            _clear(sums, 0, COLUMNS * LANES)
-            for u in range(K):
-                shift = dilation * u - padding
-                i, h = (row - shift) // stride if transposed else row, row if transposed else stride * row + shift
-                if not (0 <= i < H_out and 0 <= h < H and h == stride * i + shift):
-                    continue
-                weight_row = n * weight_steps[0] + g * weight_steps[1] + i * weight_steps[3]
-                source_row = n * source_steps[0] + first + (i if transposed else h) * source_steps[2]
-                for v in range(K):
-                    offset = dilation * v - padding
-                    if transposed:
-                        start, stop = _reach(offset - left, stride, right - left, 0, W_out)
+@inlined
+def _walk(job: Any, x: int, weight: int, weight_tap: int, weight_position: int, rows: int) -> Any:
+    """The walk of the window whose first slot is at x and whose first weight is at weight."""
+    phase = phase_bytes(job)
+    return (
+        x, job.dilation * phases_of(job) * phase, phase,
+        job.dilation * job.vectors * VECTOR_BYTES, _position_bytes(job),
+        weight, job.K * weight_tap, weight_tap, weight_position, rows, job.K, job.stride,
+    )  # fmt: skip
+
+
+@inlined
+def _tile_positions(job: Any) -> int:
+    """Positions of a tile; one where the row is shorter than that."""
+    most = POSITIONS_1 if job.vectors == 1 else POSITIONS_2
+    return most if job.W_out >= most else 1
+
+
+@compiled
+def _aggregate_row(
+    job: Any, zero: Any, x: int, weight: int, weight_tap: int, weight_position: int, rows: int, y: int, y_position: int
+) -> None:
+    """One row of y from a row of windows."""
+    step, apart = _tile_positions(job), _position_bytes(job)
+    shape = (np.int64(step == 1), job.vectors, _mode(job))
+    for begin in range(0, job.W_out, step):
+        # The last tile overlaps the one before it: computing a position twice is cheaper than going one by one.
+        j = min(begin, job.W_out - step)
+        walk = _walk(job, x + j * apart, weight + j * weight_position, weight_tap, weight_position, rows)
+        aggregate_tile(zero, shape, walk, y + j * y_position, y_position)
+
+
+@compiled
+def _scatter_row(
+    job: Any, zero: Any, x: int, weight: int, weight_tap: int, weight_position: int, rows: int, grad_y: int, step: int
+) -> None:
+    """Add what one row of grad_y brings to grad_x. No position may be added twice, so a rest goes one by one."""
+    tile, apart = _tile_positions(job), _position_bytes(job)
+    j = 0
+    while j < job.W_out:
+        several = tile > 1 and j + tile <= job.W_out
+        shape = (np.int64(not several), job.vectors, _mode(job))
+        walk = _walk(job, x + j * apart, weight + j * weight_position, weight_tap, weight_position, rows)
+        scatter_tile(zero, shape, walk, grad_y + j * step, step)
+        j += tile if several else 1
+
+
+@compiled
+def _products_row(
+    job: Any, zero: Any, x: int, weight: int, weight_tap: int, weight_position: int, grad_y: int, step: int, adds: int
+) -> None:
+    """One row of grad_weight; added to what is there if ``adds``."""
+    apart = _position_bytes(job)
+    shape = (np.int64(1), job.vectors, _mode(job))
+    for j in range(job.W_out):
+        walk = _walk(job, x + j * apart, weight + j * weight_position, weight_tap, weight_position, job.K)
+        products_tile(zero, shape, walk, grad_y + j * step, adds)
+
+
+# --- Units ---
+
+
+@inlined
+def _pack_blocks(job: Any, zero: Any, image: int, n: int, g: int, top: int, bottom: int, clears: bool) -> None:
+    """The image rows that the output rows from top to bottom need, for every block of a group."""
+    blocks, most = blocks_of(job, zero)
+    rows = image_rows(job, bottom - top)
+    block_bytes = image_rows(job, job.strip) * phases_of(job) * phase_bytes(job)
+    for block in range(blocks):
+        channels = min(most, job.C // job.G - block * most)
+        source = job.x + n * job.x_n + (g * (job.C // job.G) + block * most) * job.x_c
+        pack(job, zero, image + block * block_bytes, source, channels, job.stride * top - job.padding, rows, clears)
+
+
+@compiled
+def _forward(job: Any, zero: Any) -> None:
+    """y. A unit is a strip of rows for one group of one image."""
+    size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
+    scratch = job.scratch + fetch_add(job.address + 8, 1) * job.scratch_bytes
+    image, tile, row = scratch, scratch + job.image_bytes, scratch + job.image_bytes + job.tile_bytes
+    blocks, most = blocks_of(job, zero)
+    row_bytes = phases_of(job) * phase_bytes(job)
+    block_bytes = image_rows(job, job.strip) * row_bytes
+    strips = -(-job.H_out // job.strip)
+    while True:
+        unit = fetch_add(job.address, 1)
+        if unit >= job.N * job.G * strips:
+            break
+        g, n = unit % job.G, unit // job.G // strips
+        top = unit // job.G % strips * job.strip
+        bottom = min(top + job.strip, job.H_out)
+        _pack_blocks(job, zero, image, n, g, top, bottom, False)
+        for first in range(top, bottom, job.rows):
+            last = min(first + job.rows, bottom)
+            weight, tap, weight_h, position = _weight(job, zero, tile, n, g, first, last)
+            for block in range(blocks):
+                channels = min(most, job.C // job.G - block * most)
+                direct = job.y_element == EXACT and job.y_c == size and channels * size == slot
+                for i in range(first, last):
+                    u, end = _met(job, i)
+                    x = image + block * block_bytes + (job.stride * (i - top) + job.dilation * u) * row_bytes
+                    at = weight + (i - first) * weight_h + u * job.K * tap
+                    y = job.y + n * job.y_n + i * job.y_h + (g * (job.C // job.G) + block * most) * job.y_c
+                    if direct:
+                        _aggregate_row(job, zero, x, at, tap, position, end - u, y, job.y_w)
                     else:
-                        start, stop = _reach(offset, stride, W, left, right)
-                    weight_tap = weight_row + (u * K + v) * weight_steps[2]
-                    for j in range(start, stop):
-                        q = stride * j + offset
-                        tap = _load(weight, weight_tap + j * weight_steps[4])
-                        at = ((q if transposed else j) - left) * LANES
-                        pixel = source_row + (j if transposed else q) * source_steps[3]
-                        for c in range(min(channels, LANES)):
-                            _store(sums, at + c, _load(sums, at + c) + tap * _load(source, pixel + c))
-            result_row = n * result_steps[0] + first * result_steps[1] + row * result_steps[2]
-            for column in range(left, right):
-                pixel = result_row + column * result_steps[3]
-                for c in range(channels):
-                    _store(result, pixel + c * result_steps[1], _load(sums, (column - left) * LANES + c))
+                        _aggregate_row(job, zero, x, at, tap, position, end - u, row, slot)
+                        write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
 
 
-def aggregate_by_columns(
-    source: Flat, weight: Flat, result: Flat,
-    source_steps: Steps, weight_steps: Steps, result_steps: Steps, geometry: Steps, transposed: bool,
-) -> None:  # fmt: skip
-    """y from x, or transposed: grad_x from grad_y, for any memory steps."""
-    N, C, G, H, W, H_out, W_out, K, stride, dilation, padding = geometry
-    rows, columns = (H, W) if transposed else (H_out, W_out)
-    source_rows, source_columns = (H_out, W_out) if transposed else (H, W)
-    group_channels = C // G
-    blocks, strips = -(-group_channels // LANES), -(-rows // ROWS)
-    # Widths of a row of sums and of a packed row, with room for the vector that begins with the last column.
-    step, source_step = (stride, 1) if transposed else (1, stride)
-    width = COLUMNS + step * LANES
-    source_width = min(source_columns, stride * COLUMNS + dilation * (K - 1)) + source_step * LANES
-    for index in numba.prange(N * G * blocks * strips):
-        unit: Any = np.int64(index)  # Numba counts in uint64, and its quotient by an int64 is a float64
-        top = unit % strips * ROWS
-        bottom = min(top + ROWS, rows)
-        block = unit // strips % (G * blocks)
-        n, g = unit // strips // (G * blocks), block // blocks
-        first = block % blocks * LANES  # of the unit's channels in its group
-        channels = min(LANES, group_channels - first)
-        first += g * group_channels
-        sums = _scratch(source, ROWS * LANES * width)  # [ROWS, LANES, width]
-        packed = _scratch(source, LANES * source_width)  # [LANES, source_width], one row of the source
-        taps = _scratch(source, COLUMNS + LANES)
-        source_top, source_bottom = _met(top, bottom, source_rows, K, stride, dilation, padding, transposed)
-        for left in range(0, columns, COLUMNS):
-            right = min(left + COLUMNS, columns)
-            source_left, source_right = _met(left, right, source_columns, K, stride, dilation, padding, transposed)
-            _clear(sums, 0, sums.size)
-            for source_row in range(source_top, source_bottom):
-                is_packed = False
-                for row in range(top, bottom):
-                    i, h = (source_row, row) if transposed else (row, source_row)
-                    u = (h + padding - stride * i) // dilation
-                    if not (0 <= u < K and dilation * u == h + padding - stride * i):
-                        continue
-                    if not is_packed:
-                        is_packed = True
-                        base = n * source_steps[0] + first * source_steps[1] + source_row * source_steps[2]
-                        base += source_left * source_steps[3]
-                        _pack_rows(
-                            packed, source_width, source, base, source_steps, channels, source_right - source_left
-                        )
-                    weight_row = n * weight_steps[0] + g * weight_steps[1] + i * weight_steps[3]
-                    for v in range(K):
-                        offset = dilation * v - padding
-                        if transposed:
-                            start, stop = _reach(offset - left, stride, right - left, 0, W_out)
-                        else:
-                            start, stop = _reach(offset, stride, W, left, right)
-                        size = stop - start
-                        if size <= 0:
-                            continue
-                        base = weight_row + (u * K + v) * weight_steps[2] + start * weight_steps[4]
-                        _pack(taps, 0, weight, base, weight_steps[4], size)
-                        _clear(taps, size, _whole_lanes(size))
-                        q = stride * start + offset
-                        at = (row - top) * LANES * width + (q if transposed else start) - left
-                        source_at = (start if transposed else q) - source_left
-                        _add_products(
-                            sums, at, (width, step), taps, 0, (0, 1),
-                            packed, source_at, (source_width, source_step), channels, size,
+@compiled
+def _backward(job: Any, zero: Any) -> None:
+    """grad_x and grad_weight, as far as they are wanted. A unit is a strip of rows for one group of one image."""
+    size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
+    scratch = job.scratch + fetch_add(job.address + 8, 1) * job.scratch_bytes
+    blocks, most = blocks_of(job, zero)
+    group_channels, taps = job.C // job.G, job.K * job.K
+    row_bytes = phases_of(job) * phase_bytes(job)
+    block_bytes = image_rows(job, job.strip) * row_bytes
+    image, sums = scratch, scratch + job.image_bytes
+    tile = sums + (job.image_bytes if job.grad_x else 0)
+    row = tile + job.tile_bytes
+    gradients = row + -(-job.W_out * slot // 64) * 64
+    strips = -(-job.H_out // job.strip)
+    straight = job.grad_weight_element == EXACT and job.grad_weight_t == size
+    while True:
+        unit = fetch_add(job.address, 1)
+        if unit >= job.N * job.G * strips:
+            break
+        g, n = unit % job.G, unit // job.G // strips
+        strip = unit // job.G % strips
+        top = strip * job.strip
+        bottom = min(top + job.strip, job.H_out)
+        if job.grad_weight:
+            _pack_blocks(job, zero, image, n, g, top, bottom, True)
+        if job.grad_x:
+            clear(sums, blocks * block_bytes)
+        for first in range(top, bottom, job.rows):
+            last = min(first + job.rows, bottom)
+            weight, tap, weight_h, position = tile, size, size, size
+            if job.grad_x:
+                weight, tap, weight_h, position = _weight(job, zero, tile, n, g, first, last)
+            for i in range(first, last):
+                u, end = _met(job, i)
+                for block in range(blocks):
+                    channels = min(most, group_channels - block * most)
+                    grad_y = job.y + n * job.y_n + i * job.y_h + (g * group_channels + block * most) * job.y_c
+                    step = job.y_w
+                    if not (job.y_element == EXACT and job.y_c == size and channels * size == slot):
+                        read_slots(zero, row, slot, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+                        grad_y, step = row, slot
+                    at = block * block_bytes + job.stride * (i - top) * row_bytes
+                    if job.grad_x:
+                        _scatter_row(
+                            job, zero, sums + at + job.dilation * u * row_bytes,
+                            weight + (i - first) * weight_h + u * job.K * tap, tap, position, end - u, grad_y, step,
                         )  # fmt: skip
-            for row in range(top, bottom):
-                base = n * result_steps[0] + first * result_steps[1] + row * result_steps[2] + left * result_steps[3]
-                for c in range(channels):
-                    at = ((row - top) * LANES + c) * width
-                    _unpack(result, base + c * result_steps[1], result_steps[3], sums, at, right - left)
+                    if job.grad_weight:
+                        to = job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g + i * job.grad_weight_h
+                        apart = job.grad_weight_w
+                        if not straight:
+                            to, apart = gradients, taps * size
+                        _products_row(job, zero, image + at, to, size, apart, grad_y, step, np.int64(block > 0))
+                if job.grad_weight and not straight:
+                    to = job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g + i * job.grad_weight_h
+                    write_slots(
+                        zero, gradients, taps * size, to, job.grad_weight_element, job.grad_weight_t,
+                        job.grad_weight_w, taps, job.W_out,
+                    )  # fmt: skip
+        if job.grad_x:
+            finish_strip(job, zero, sums, n, g, strip)
 
 
-def weight_by_columns(
-    grad_y: Flat, x: Flat, result: Flat,
-    grad_steps: Steps, x_steps: Steps, result_steps: Steps, geometry: Steps,
-) -> None:  # fmt: skip
-    """grad_weight from grad_y and x, for any memory steps."""
-    N, C, G, H, W, H_out, W_out, K, stride, dilation, padding = geometry
-    channels, strips = C // G, -(-H_out // ROWS)
-    # Widths of a row of sums and of a packed row, with room for the vector that begins with the last column.
-    width = COLUMNS + LANES
-    x_width = min(W, stride * COLUMNS + dilation * (K - 1)) + stride * LANES
-    for index in numba.prange(N * G * strips):
-        unit: Any = np.int64(index)  # Numba counts in uint64, and its quotient by an int64 is a float64
-        n, g = unit // strips // G, unit // strips % G
-        top = unit % strips * ROWS
-        bottom = min(top + ROWS, H_out)
-        packed_grads = _scratch(x, ROWS * channels * width)  # [ROWS, C/G, width]
-        packed = _scratch(x, channels * x_width)  # [C/G, x_width], one row of x
-        sums = _scratch(x, width)
-        x_top, x_bottom = _met(top, bottom, H, K, stride, dilation, padding, False)
-        for left in range(0, W_out, COLUMNS):
-            right = min(left + COLUMNS, W_out)
-            x_left, x_right = _met(left, right, W, K, stride, dilation, padding, False)
-            for i in range(top, bottom):
-                base = n * grad_steps[0] + g * channels * grad_steps[1] + i * grad_steps[2] + left * grad_steps[3]
-                grads = packed_grads[(i - top) * channels * width :]
-                _pack_rows(grads, width, grad_y, base, grad_steps, channels, right - left)
-            _clear(sums, 0, sums.size)
-            for i in range(top, bottom):
-                for u in range(K):
-                    if not 0 <= stride * i + dilation * u - padding < H:
-                        base = n * result_steps[0] + g * result_steps[1] + i * result_steps[3] + left * result_steps[4]
-                        for tap in range(u * K, (u + 1) * K):
-                            _unpack(result, base + tap * result_steps[2], result_steps[4], sums, 0, right - left)
-            for h in range(x_top, x_bottom):
-                is_packed = False
-                for i in range(top, bottom):
-                    u = (h + padding - stride * i) // dilation
-                    if not (0 <= u < K and dilation * u == h + padding - stride * i):
-                        continue
-                    if not is_packed:
-                        is_packed = True
-                        base = n * x_steps[0] + g * channels * x_steps[1] + h * x_steps[2] + x_left * x_steps[3]
-                        _pack_rows(packed, x_width, x, base, x_steps, channels, x_right - x_left)
-                    for v in range(K):
-                        offset = dilation * v - padding
-                        start, stop = _reach(offset, stride, W, left, right)
-                        _clear(sums, 0, sums.size)
-                        at = (i - top) * channels * width + start - left
-                        x_at = stride * start + offset - x_left
-                        _add_products(
-                            sums, start - left, (0, 1), packed_grads, at, (width, 1),
-                            packed, x_at, (x_width, stride), channels, stop - start,
-                        )  # fmt: skip
-                        _clear(sums, max(start, stop) - left, right - left)
-                        base = n * result_steps[0] + g * result_steps[1] + i * result_steps[3] + left * result_steps[4]
-                        base += (u * K + v) * result_steps[2]
-                        _unpack(result, base, result_steps[4], sums, 0, right - left)
+# --- What is called ---
+
+
+def entries(version: str) -> dict[str, Callable[[Any], None]]:
+    """The functions that a launch can name, by kernel and by bytes of the type that is computed with.
+
+    version: stands for all the code that they are made of. Numba finds a function in its disk cache by the function's
+    own code, the processor, and what it captures, but not by the code of what it calls; so each captures the version.
+    """
+
+    def forward_4(job: Any) -> None:
+        version  # noqa: B018
+        _forward(numba.carray(job, 1)[0], np.float32(0))
+
+    def forward_8(job: Any) -> None:
+        version  # noqa: B018
+        _forward(numba.carray(job, 1)[0], np.float64(0))
+
+    def backward_4(job: Any) -> None:
+        version  # noqa: B018
+        _backward(numba.carray(job, 1)[0], np.float32(0))
+
+    def backward_8(job: Any) -> None:
+        version  # noqa: B018
+        _backward(numba.carray(job, 1)[0], np.float64(0))
+
+    def seams_4(job: Any) -> None:
+        version  # noqa: B018
+        add_seams(numba.carray(job, 1)[0], np.float32(0))
+
+    def seams_8(job: Any) -> None:
+        version  # noqa: B018
+        add_seams(numba.carray(job, 1)[0], np.float64(0))
+
+    def reduce_4(job: Any) -> None:
+        version  # noqa: B018
+        reduce_channels(numba.carray(job, 1)[0], np.float32(0))
+
+    def reduce_8(job: Any) -> None:
+        version  # noqa: B018
+        reduce_channels(numba.carray(job, 1)[0], np.float64(0))
+
+    functions = (forward_4, forward_8, backward_4, backward_8, seams_4, seams_8, reduce_4, reduce_8)
+    return {function.__name__: function for function in functions}

@@ -1,73 +1,111 @@
-"""Compiling, caching and running the Numba kernels."""
+"""Compiling, caching and running the Numba kernels, on torch's own threads."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numba
-import numpy as np
 import torch
-from torch import Tensor
 
-from invbench.ops.numba_cpu.kernels import OPTIONS, Flat
+from invbench.ops.numba_cpu import kernels
+from invbench.ops.numba_cpu.record import FIELDS, SIGNATURE
+from invbench.ops.numba_cpu.simd import OPTIONS
 
-Kernel = Callable[..., None]
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-# Kernels that have run in this process, by themselves and the dtypes of their tensors.
-_ready: dict[tuple[object, ...], Kernel] = {}
+# Compiled kernels by name: the C function, and Numba's object that owns it.
+_ready: dict[str, tuple[Any, Any]] = {}
 _one_at_a_time = threading.Lock()
 _has_warned = False
 
 
-def launch(kernel: Kernel, tensors: tuple[Tensor, Tensor, Tensor], *arguments: object) -> None:
-    """Run a kernel on tensors, the last of which it fills."""
-    if tensors[-1].numel() == 0:
-        return
-    signature = (kernel, *(tensor.dtype for tensor in tensors))
-    arguments = (*map(_flat, tensors), *(tensor.stride() for tensor in tensors), *arguments)
-    if signature in _ready and _takes_concurrent_calls():
-        _ready[signature](*arguments)
-        return
-    with _one_at_a_time:
-        if signature in _ready:
-            _ready[signature](*arguments)
-        else:
-            _ready[signature] = _first_run(kernel, arguments)
+def launch(kernel: str, job: Sequence[int], threads: int) -> None:
+    """Run a kernel (a name of ``kernels.entries``) on a job, its fields in the order of ``record.FIELDS``.
 
-
-def _takes_concurrent_calls() -> bool:
-    """Whether two Python threads may run kernels at once: Numba's workqueue layer ends the process when they do."""
-    try:
-        return bool(numba.threading_layer() != "workqueue")
-    except ValueError:  # No kernel has run, so that none has been chosen.
-        return False
-
-
-def _first_run(kernel: Kernel, arguments: tuple[object, ...]) -> Kernel:
-    """Load the compiled kernel from Numba's cache, or compile and cache it; run it and return it.
-
-    Numba keeps the cache in NUMBA_CACHE_DIR, beside the kernels' file or in the user's cache directory, and renews it
-    when that file, Numba or the processor is another one.
+    Every thread takes units of the job until there are none. One thread is the caller itself; more are those of the
+    OpenMP that torch itself uses: a second pool, awake beside the first, would take its cores.
     """
-    torch_threads = torch.get_num_threads()
+    record = (ctypes.c_int64 * len(job))(*job)
+    address = ctypes.addressof(record)
+    record[FIELDS.index("address")] = address
+    function, _ = _ready.get(kernel) or _prepare(kernel)
+    parallel = _openmp() if threads > 1 else None
+    if parallel:
+        parallel(function, address, threads, 0)
+    elif threads > 1:
+        _in_python_threads(function, address, threads)
+    else:
+        function(address)
+
+
+@functools.cache
+def _openmp() -> Callable[..., None] | None:
+    """GNU's entry to a parallel region, in the OpenMP library that torch is linked with; LLVM's and Intel's offer it,
+    too. None where torch has another kind of threads, or the system's OpenMP does not export it (macOS, Windows)."""
     try:
-        dispatcher = numba.njit(kernel, parallel=True, cache=True, **OPTIONS)
-        with _only_process_in(dispatcher.stats.cache_path):
-            dispatcher(*arguments)
+        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (_CALL, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
+
+
+@functools.cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="invbench")
+
+
+def _in_python_threads(function: Any, address: int, threads: int) -> None:
+    """A call through ctypes lets go of Python's lock."""
+    others = [_executor(threads).submit(function, address) for _ in range(threads - 1)]
+    function(address)
+    for other in others:
+        other.result()
+
+
+def threads_of() -> str:
+    """Whose threads the kernels run on, for people and for a machine's fingerprint."""
+    return "torch's OpenMP" if _openmp() else "Python"
+
+
+def _prepare(kernel: str) -> tuple[Any, Any]:
+    with _one_at_a_time:
+        if kernel not in _ready:
+            compiled = _compiled(kernels.entries(_version())[kernel])
+            _ready[kernel] = _CALL(compiled.address), compiled
+        return _ready[kernel]
+
+
+@functools.cache
+def _version() -> str:
+    """A hash of all the code that kernels are made of."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def _compiled(function: Callable[[Any], None]) -> Any:
+    """The function from Numba's cache, or compiled and cached.
+
+    Numba keeps the cache in NUMBA_CACHE_DIR, beside the kernels' file or in the user's cache directory, and finds in
+    it what was compiled by the same Numba for the same processor.
+    """
+    try:
+        with _only_process_in(numba.njit(function, cache=True).stats.cache_path):
+            return numba.cfunc(SIGNATURE, cache=True, **OPTIONS)(function)
     # RuntimeError: there is no directory to write to. OSError: there was one, but the disk is full or forbids it.
     except (RuntimeError, OSError) as error:
         _warn_uncached(error)
-        dispatcher = numba.njit(kernel, parallel=True, **OPTIONS)
-        dispatcher(*arguments)
-    finally:
-        # Numba's OpenMP layer, when it starts, sets the number of threads of the OpenMP that it may share with torch.
-        torch.set_num_threads(torch_threads)
-    return cast(Kernel, dispatcher)
+        return numba.cfunc(SIGNATURE, **OPTIONS)(function)
 
 
 @contextlib.contextmanager
@@ -94,15 +132,3 @@ def _warn_uncached(error: Exception) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _flat(tensor: Tensor) -> Flat:
-    """The tensor's memory from its first element to its last as one dimension, so that a kernel has one signature a
-    dtype whatever the layout; float16 as int16 and bfloat16 as uint16."""
-    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    flat = tensor.detach().as_strided((extent if tensor.numel() else 0,), (1,))
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        bits: Flat = flat.view(torch.int16).numpy()
-        return bits if tensor.dtype == torch.float16 else bits.view(np.uint16)
-    values: Flat = flat.numpy()
-    return values

@@ -1,0 +1,203 @@
+"""From tensors to a kernel's job: addresses, byte steps, and how the work is cut for threads and caches."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invbench.ops.library import Window
+from invbench.ops.numba_cpu.matmul import CHUNK
+from invbench.ops.numba_cpu.record import FIELDS
+from invbench.ops.numba_cpu.simd import BFLOAT16, EXACT, FLOAT16, VECTOR_BYTES
+
+# The packed image rows of a unit should stay in the second-level cache, with the weight that is made at once beside
+# them; and the weight in the first.
+IMAGE_BYTES = 256 * 2**10
+TILE_POSITIONS = 112
+# Units that there should be for each thread, so that none waits long for the last one.
+UNITS_PER_THREAD = 4
+# In a backward pass, where the cut may not depend on the threads, lest the sums do.
+BACKWARD_UNITS = 16
+# Less work than so many multiply-adds is done before another thread is awake.
+ALONE = 20_000
+
+_ELEMENTS = {torch.float32: EXACT, torch.float64: EXACT, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+_INDEX = {name: index for index, name in enumerate(FIELDS)}
+
+
+class Problem(NamedTuple):
+    """x [N, C, H, W], weight [N, G, K*K, H_out, W_out], computed in a type of ``size`` bytes."""
+
+    N: int
+    C: int
+    G: int
+    H: int
+    W: int
+    H_out: int
+    W_out: int
+    window: Window
+    size: int
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a slot: two where a group fills more than one."""
+        return 2 if self.C // self.G * self.size > VECTOR_BYTES else 1
+
+    @property
+    def slot(self) -> int:
+        """Bytes of a slot."""
+        return self.vectors * VECTOR_BYTES
+
+    @property
+    def blocks(self) -> int:
+        """Slots that a group's channels fill."""
+        return -(-self.C // self.G * self.size // self.slot)
+
+    @property
+    def row_bytes(self) -> int:
+        """A row of the packed image, for one block."""
+        w = self.window
+        columns = w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1
+        phases = w.stride if w.dilation == 1 else 1
+        return phases * -(-columns // phases) * self.slot
+
+    def image_rows(self, strip: int) -> int:
+        """Image rows that the windows of so many output rows meet."""
+        w = self.window
+        return w.stride * (strip - 1) + w.dilation * (w.K - 1) + 1
+
+    def strip_within(self, size: int) -> int:
+        """The most output rows whose packed image takes so many bytes; at least 1."""
+        w = self.window
+        rows = size // (self.row_bytes * self.blocks)
+        return max(1, (rows - w.dilation * (w.K - 1) - 1) // w.stride + 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_plan(problem: Problem, threads: int) -> tuple[int, ...]:
+    """The fields of a forward job, but for its tensors."""
+    wanted = -(-threads * UNITS_PER_THREAD // max(1, problem.N * problem.G)) if threads > 1 else 1
+    strip = min(-(-problem.H_out // wanted), problem.strip_within(IMAGE_BYTES))
+    # Below a few rows, a strip mostly copies what its neighbours copy, too.
+    strips = -(-problem.H_out // min(problem.H_out, max(strip, 4)))
+    return _plan(problem, -(-problem.H_out // strips))
+
+
+@functools.lru_cache(maxsize=1024)
+def backward_plan(problem: Problem) -> tuple[int, ...]:
+    """The fields of a backward job, but for its tensors; its cut does not depend on the number of threads."""
+    w = problem.window
+    by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
+    by_cache = -(-problem.H_out // problem.strip_within(IMAGE_BYTES))
+    # A strip may share rows of grad_x with its two neighbours, but with no other.
+    least = max(1, -(-(w.dilation * (w.K - 1) + 1) // w.stride) - 1)
+    strips = max(1, min(max(by_units, by_cache), problem.H_out // least))
+    return _plan(problem, -(-problem.H_out // strips))
+
+
+def _plan(problem: Problem, strip: int) -> tuple[int, ...]:
+    window, taps, size = problem.window, problem.window.K**2, problem.size
+    rows = min(strip, max(1, -(-TILE_POSITIONS // problem.W_out)))
+    # An odd number of vectors, so that the taps of a position do not all fall into the same set of a cache.
+    tile_step = (-(-rows * problem.W_out * size // VECTOR_BYTES) | 1) * VECTOR_BYTES
+    parts = {
+        "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
+        "tile_bytes": taps * tile_step,
+        "row_bytes": _rounded(problem.W_out * problem.slot) + _rounded(problem.W_out * taps * size),
+    }
+    values = {
+        **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
+        "K": window.K, "stride": window.stride, "dilation": window.dilation, "padding": window.padding,
+        "vectors": problem.vectors, "strip": strip, "rows": rows, "tile_step": tile_step,
+        **parts,
+        # A backward job has a second image, for the sums.
+        "scratch_bytes": _rounded(parts["image_bytes"] + sum(parts.values())),
+    }  # fmt: skip
+    return _fields(values)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+@functools.lru_cache(maxsize=1024)
+def reduce_plan(problem: Problem, r: int) -> tuple[int, ...]:
+    """The fields of a job that reduces an image [N, C, H_out, W_out] to r hidden channels, but for its tensors."""
+    width = reduced_width(r, problem.size) * problem.size
+    values = {
+        **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
+        "r": r, "reduce_row": width,
+        "image_bytes": _rounded(CHUNK * problem.C * problem.size),
+        "scratch_bytes": _rounded(CHUNK * problem.C * problem.size) + _rounded(CHUNK * width),
+    }  # fmt: skip
+    return _fields(values)
+
+
+def reduced_width(r: int, size: int) -> int:
+    """Columns of a matrix of whole vectors that has r columns of use."""
+    lanes = VECTOR_BYTES // size
+    return -(-r // lanes) * lanes
+
+
+def _fields(values: dict[str, int]) -> tuple[int, ...]:
+    fields = [0] * len(_INDEX)
+    for name, value in values.items():
+        fields[_INDEX[name]] = value
+    return tuple(fields)
+
+
+class Job:
+    """The fields of one call, in the order of ``record.FIELDS``."""
+
+    def __init__(self, plan: tuple[int, ...]) -> None:
+        self.fields = list(plan)
+
+    def __getitem__(self, name: str) -> int:
+        return self.fields[_INDEX[name]]
+
+    def put(self, **tensors: Tensor | None) -> None:
+        """Say where tensors lie; None is left out."""
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                start, size = _INDEX[name], tensor.element_size()
+                steps = [stride * size for stride in tensor.stride()]
+                self.fields[start : start + 2 + len(steps)] = [tensor.data_ptr(), _ELEMENTS[tensor.dtype], *steps]
+
+    def put_values(self, **values: int) -> None:
+        """Set fields by name."""
+        for name, value in values.items():
+            self.fields[_INDEX[name]] = value
+
+    def threads(self) -> int:
+        """On how many threads to run: torch's number, or one for very little work."""
+        work = self["N"] * self["C"] * self["H_out"] * self["W_out"] * self["K"] ** 2
+        return torch.get_num_threads() if work > ALONE else 1
+
+    def put_scratch(self, threads: int) -> None:
+        """Give each thread its scratch."""
+        self.put_values(scratch=_reused(self["scratch_bytes"] * threads))
+
+
+class _Scratch(threading.local):
+    """Memory that each Python thread keeps from call to call, since fresh pages cost more than what is done in them."""
+
+    def __init__(self) -> None:
+        self.buffer = np.empty(0, np.uint8)
+        self.address = 0
+
+
+_scratch = _Scratch()
+
+
+def _reused(size: int) -> int:
+    """The address of so many bytes, which the next call will use, too."""
+    if _scratch.buffer.size < size + 64:
+        _scratch.buffer = np.empty(size + 64, np.uint8)
+        start = _scratch.buffer.ctypes.data
+        _scratch.address = start + -start % 64
+    return _scratch.address

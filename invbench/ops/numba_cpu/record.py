@@ -1,0 +1,39 @@
+"""The record through which a kernel is told what to do, and how its functions are compiled."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from invbench.ops.numba_cpu.simd import OPTIONS
+
+# What a kernel is told. Addresses and steps are in bytes; steps are those of [N, C, H, W], for a weight those of
+# [N, G, K*K, H_out, W_out]; ``*_element`` says how an element lies in memory. An address of 0 means: not wanted.
+TENSORS = {
+    "x": ("element", "n", "c", "h", "w"),
+    "y": ("element", "n", "c", "h", "w"),  # in a backward pass its gradient, which is read
+    "grad_x": ("element", "n", "c", "h", "w"),
+    "weight": ("element", "n", "g", "t", "h", "w"),
+    "grad_weight": ("element", "n", "g", "t", "h", "w"),
+    "pooled": ("element", "n", "c", "h", "w"),  # what is reduced, [N, C, H_out, W_out]
+}
+FIELDS = (
+    "next_unit", "next_slot", "address",  # of this record itself, whose first two fields are counters
+    "N", "C", "G", "H", "W", "H_out", "W_out", "K", "stride", "dilation", "padding",
+    *(f"{tensor}{field}" for tensor, fields in TENSORS.items() for field in ("", *(f"_{f}" for f in fields))),
+    # The generator of the weight, in the type that is computed with: hidden [N, r, positions], span
+    # [G*K*K, r] and its bias; and of hidden: reduce [C, r], then a row of biases and one of zeros.
+    "hidden", "hidden_n", "hidden_step", "span", "span_row", "bias", "bias_step", "r",
+    "reduce", "reduce_row", "rectifies",
+    # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
+    # once, and the bytes from one tap to the next of that weight.
+    "vectors", "strip", "rows", "tile_step",
+    # The scratch of a thread, and its parts; the sums of rows that two strips share.
+    "scratch", "scratch_bytes", "image_bytes", "tile_bytes", "row_bytes", "seams",
+)  # fmt: skip
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
+SIGNATURE = types.void(types.CPointer(numba.from_dtype(JOB)))
+
+inlined = numba.njit(forceinline=True, **OPTIONS)
+compiled = numba.njit(**OPTIONS)

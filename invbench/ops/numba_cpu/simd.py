@@ -1,0 +1,313 @@
+"""Explicit SIMD for Numba: the vectors of this processor, elements in memory, and what works on whole vectors.
+
+Every address is an int64 that counts bytes, so that one compiled kernel serves every layout and dtype. ``zero``, an
+argument of many functions, is a zero of the type in which is computed: float32 or float64. A vector holds
+``VECTOR_BYTES`` of them; a register tile is sized by the number of vector registers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# How an element lies in memory: in the type that is computed with, or in 16 bits.
+EXACT, FLOAT16, BFLOAT16 = range(3)
+
+# No nnan and no ninf: those would let LLVM assume NaN and infinity away. "contract" allows a fused multiply-add.
+FLAGS = ("contract", "reassoc", "nsz")
+OPTIONS: dict[str, Any] = {"fastmath": set(FLAGS), "error_model": "numpy"}
+
+
+def _registers() -> tuple[int, int]:
+    """Bytes of a vector register, and how many there are, of the processor that Numba compiles for."""
+    told = numba.config.CPU_FEATURES
+    names = told.split(",") if told else llvmlite.binding.get_host_cpu_features().flatten().split(",")
+    features = {name[1:] for name in names if name.startswith("+")}
+    if "avx512f" in features:
+        return 64, 32
+    if "avx" in features:
+        return 32, 16
+    return 16, 32 if "neon" in features else 16
+
+
+VECTOR_BYTES, REGISTERS = _registers()
+
+INT64 = ir.IntType(64)
+
+
+def constant(value: int) -> Any:
+    """An int64 in LLVM's terms."""
+    return ir.Constant(INT64, value)
+
+
+def real_of(zero: Any) -> Any:
+    """LLVM's type for Numba's type of ``zero``."""
+    return ir.DoubleType() if zero == types.float64 else ir.FloatType()
+
+
+def vector_of(zero: Any) -> Any:
+    """LLVM's type of a whole vector of ``zero``'s type."""
+    return ir.VectorType(real_of(zero), VECTOR_BYTES // element_bytes(zero))
+
+
+def element_bytes(zero: Any) -> int:
+    """Bytes of ``zero``'s type."""
+    return 8 if zero == types.float64 else 4
+
+
+# --- For code generators: builder calls that the tiles are written with ---
+
+
+def load(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:
+    """A number or vector, aligned as one number is."""
+    return builder.load(_pointer(builder, kind, address, offset), align=_alignment(kind))
+
+
+def store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    """The inverse of ``load``."""
+    builder.store(value, _pointer(builder, value.type, address, offset), align=_alignment(value.type))
+
+
+def _pointer(builder: Any, kind: Any, address: Any, offset: int) -> Any:
+    moved = builder.add(address, constant(offset)) if offset else address
+    return builder.inttoptr(moved, kind.as_pointer())
+
+
+def _alignment(kind: Any) -> int:
+    kind = getattr(kind, "element", kind)
+    if isinstance(kind, ir.IntType):
+        return int(kind.width) // 8
+    return 8 if isinstance(kind, ir.DoubleType) else 4
+
+
+def broadcast(builder: Any, number: Any, vector: Any) -> Any:
+    """A vector whose lanes are all the number."""
+    empty = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
+
+
+def shuffle(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
+    """The lanes of two vectors, those of the second counted on from the first's, in the order given."""
+    order = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+    return builder.shuffle_vector(left, right, order)
+
+
+def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
+    """left * right + addend; one instruction where the processor has it."""
+    return builder.fadd(builder.fmul(left, right, flags=FLAGS), addend, flags=FLAGS)
+
+
+def count_to(builder: Any, count: Any) -> Any:
+    """A context in which ``.index`` runs from 0 to below count."""
+    return cgutils.for_range(builder, count, intp=INT64)
+
+
+# --- Elements: how a number lies in memory, and in which type it is computed with ---
+
+
+def _single_from_half(builder: Any, half: Any) -> Any:
+    """float32 from the bits of a float16. Integer arithmetic, because LLVM's own conversion calls a function that
+    Numba does not link where the processor lacks F16C."""
+    bits = functools.partial(ir.Constant, ir.IntType(32))
+    wide = builder.zext(half, ir.IntType(32))
+    sign = builder.shl(builder.and_(wide, bits(0x8000)), bits(16))
+    magnitude = builder.shl(builder.and_(wide, bits(0x7FFF)), bits(13))
+    rebias = bits((127 - 15) << 23)
+    normal = builder.add(magnitude, rebias)
+    not_finite = builder.icmp_unsigned(">=", magnitude, bits(31 << 23))
+    normal = builder.select(not_finite, builder.add(normal, rebias), normal)
+    # A subnormal is its fraction without the implied one: put the one there and subtract its value, 2**-14.
+    least_normal = bits((127 - 14) << 23)
+    with_one = builder.bitcast(builder.add(magnitude, least_normal), ir.FloatType())
+    without_one = builder.fsub(with_one, builder.bitcast(least_normal, ir.FloatType()))
+    is_subnormal = builder.icmp_unsigned("<", magnitude, bits(1 << 23))
+    result = builder.select(is_subnormal, builder.bitcast(without_one, ir.IntType(32)), normal)
+    return builder.bitcast(builder.or_(result, sign), ir.FloatType())
+
+
+def _half_from_single(builder: Any, single: Any) -> Any:
+    """The bits of the float16 nearest to a float32, ties to even; NaN stays NaN."""
+    bits = functools.partial(ir.Constant, ir.IntType(32))
+    pattern = builder.bitcast(single, ir.IntType(32))
+    sign = builder.and_(pattern, bits(0x80000000))
+    magnitude = builder.xor(pattern, sign)
+    odd = builder.and_(builder.lshr(magnitude, bits(13)), bits(1))
+    rebased = builder.sub(magnitude, bits((127 - 15) << 23))
+    rounded = builder.lshr(builder.add(builder.add(rebased, bits(0xFFF)), odd), bits(13))
+    # Adding 0.5, whose last place is that of float16's subnormals, lets the addition round.
+    half = ir.Constant(ir.FloatType(), 0.5)
+    shifted = builder.bitcast(builder.fadd(builder.bitcast(magnitude, ir.FloatType()), half), ir.IntType(32))
+    subnormal = builder.sub(shifted, builder.bitcast(half, ir.IntType(32)))
+    is_subnormal = builder.icmp_unsigned("<", magnitude, bits((127 - 14) << 23))
+    result = builder.select(is_subnormal, subnormal, rounded)
+    is_too_large = builder.icmp_unsigned(">=", magnitude, bits((127 + 16) << 23))
+    result = builder.select(is_too_large, bits(0x7C00), result)
+    is_nan = builder.icmp_unsigned(">", magnitude, bits(0xFF << 23))
+    result = builder.select(is_nan, bits(0x7E00), result)
+    return builder.trunc(builder.or_(result, builder.lshr(sign, bits(16))), ir.IntType(16))
+
+
+def _single_from_bfloat(builder: Any, bfloat: Any) -> Any:
+    """float32 from the bits of a bfloat16, which are its upper half."""
+    wide = builder.shl(builder.zext(bfloat, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+    return builder.bitcast(wide, ir.FloatType())
+
+
+def _bfloat_from_single(builder: Any, single: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, ties to even; NaN stays NaN."""
+    bits = functools.partial(ir.Constant, ir.IntType(32))
+    pattern = builder.bitcast(single, ir.IntType(32))
+    upper = builder.lshr(pattern, bits(16))
+    odd = builder.and_(upper, bits(1))
+    rounded = builder.lshr(builder.add(builder.add(pattern, bits(0x7FFF)), odd), bits(16))
+    is_nan = builder.icmp_unsigned(">", builder.and_(pattern, bits(0x7FFFFFFF)), bits(0xFF << 23))
+    result = builder.select(is_nan, builder.or_(upper, bits(0x40)), rounded)
+    return builder.trunc(result, ir.IntType(16))
+
+
+_FROM_BITS = {FLOAT16: _single_from_half, BFLOAT16: _single_from_bfloat}
+_TO_BITS = {FLOAT16: _half_from_single, BFLOAT16: _bfloat_from_single}
+
+
+@intrinsic(prefer_literal=True)
+def read(typing_context: Any, element: Any, zero: Any, address: Any) -> Any:
+    """The number at an address, in ``zero``'s type; element, a constant, says how it lies there."""
+    code = element.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if code == EXACT:
+            return load(builder, real_of(zero), arguments[2])
+        single = _FROM_BITS[code](builder, load(builder, ir.IntType(16), arguments[2]))
+        return builder.fpext(single, real_of(zero)) if zero == types.float64 else single
+
+    zero = types.unliteral(zero)
+    return zero(element, zero, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def write(typing_context: Any, element: Any, value: Any, address: Any) -> Any:
+    """A number to an address, rounded to nearest; element, a constant, says how it is to lie there."""
+    code = element.literal_value
+    value = types.unliteral(value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = arguments[1]
+        if code != EXACT:
+            single = builder.fptrunc(number, ir.FloatType()) if value == types.float64 else number
+            number = _TO_BITS[code](builder, single)
+        store(builder, number, arguments[2])
+        return context.get_dummy_value()
+
+    return types.void(element, value, types.int64), generate
+
+
+# --- Whole vectors, for kernels ---
+
+
+@intrinsic
+def bytes_of(typing_context: Any, zero: Any) -> Any:
+    """Bytes of ``zero``'s type, as a constant."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return constant(element_bytes(signature.args[0]))
+
+    return types.int64(zero), generate
+
+
+@intrinsic
+def copy_vector(typing_context: Any, target: Any, source: Any) -> Any:
+    """VECTOR_BYTES from one address to another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        store(builder, load(builder, ir.VectorType(ir.FloatType(), VECTOR_BYTES // 4), arguments[1]), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def add_vector(typing_context: Any, zero: Any, target: Any, source: Any) -> Any:
+    """Add the vector at one address to the one at another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, target, source = arguments
+        left, right = (load(builder, vector_of(zero), address) for address in (target, source))
+        store(builder, builder.fadd(left, right, flags=FLAGS), target)
+        return context.get_dummy_value()
+
+    return types.void(zero, types.int64, types.int64), generate
+
+
+@intrinsic
+def finish_vector(typing_context: Any, zero: Any, target: Any, bias: Any, rectifies: Any) -> Any:
+    """Add a vector of biases to the vector at an address, and rectify the sum if asked for; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, target, bias, rectifies = arguments
+        vector = vector_of(zero)
+        total = builder.fadd(load(builder, vector, target), load(builder, vector, bias), flags=FLAGS)
+        none = ir.Constant(vector, None)
+        rectified = builder.select(builder.fcmp_ordered("<", total, none), none, total)
+        store(builder, builder.select(builder.icmp_signed("!=", rectifies, constant(0)), rectified, total), target)
+        return context.get_dummy_value()
+
+    return types.void(zero, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def clear_vector(typing_context: Any, target: Any) -> Any:
+    """Zeros for VECTOR_BYTES from an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        store(builder, ir.Constant(ir.VectorType(ir.FloatType(), VECTOR_BYTES // 4), None), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def transpose(typing_context: Any, zero: Any, target: Any, target_step: Any, source: Any, source_step: Any) -> Any:
+    """A square of vectors, transposed: as many rows as a vector has lanes, at the steps given from one to the next."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, target, target_step, source, source_step = arguments
+        vector = vector_of(zero)
+        lanes = vector.count
+        rows = [
+            load(builder, vector, builder.add(source, builder.mul(source_step, constant(row)))) for row in range(lanes)
+        ]
+        # Each round exchanges blocks of half the size between rows that are this half apart.
+        half = lanes // 2
+        while half:
+            order = [lane + (lanes - half if lane & half else 0) for lane in range(lanes)]
+            lower = [lane + half if not lane & half else lane + lanes for lane in range(lanes)]
+            for row in range(lanes):
+                if not row & half:
+                    first, second = rows[row], rows[row + half]
+                    rows[row] = shuffle(builder, first, second, order)
+                    rows[row + half] = shuffle(builder, first, second, lower)
+            half //= 2
+        for row in range(lanes):
+            store(builder, rows[row], builder.add(target, builder.mul(target_step, constant(row))))
+        return context.get_dummy_value()
+
+    return types.void(zero, *[types.int64] * 4), generate
+
+
+@intrinsic
+def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
+    """The int64 at an address, to which the amount is added at once for all threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], INT64.as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), generate
