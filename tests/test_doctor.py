@@ -49,7 +49,7 @@ def environment(cpu: dict[str, Any] | None = None, **more: Any) -> dict[str, Any
         "model": "A CPU", "capability": "AVX2", "cores": 4, "logical": 4, "usable": 4, "affinity": [0, 1, 2, 3],
         "quota": None, "governor": None, "load": 0.5, "memory": 2**34,
     }  # fmt: skip
-    threads = {"torch": 4, "numba": 4, "numba_layer": "omp", "variables": {"OMP_WAIT_POLICY": "passive"}}
+    threads = {"torch": 4, "numba": 4, "numba_layer": "torch's OpenMP", "variables": {"OMP_WAIT_POLICY": "passive"}}
     return {
         "versions": {"torch": "2.13"}, "cpu": usual | (cpu or {}), "threads": threads | more.pop("threads", {}),
         "torch": {"flush_denormal": False}, "gpu": None, **more,
@@ -135,9 +135,7 @@ ENVIRONMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "siblings": ({"cpu": {"logical": 4, "cores": 2}}, ["4 threads on 2 cores"]),
     "siblings left out": ({"cpu": {"logical": 8, "cores": 4}}, []),
     "cores chosen": ({"cpu": {"logical": 8, "cores": 2}}, []),
-    "workqueue": ({"threads": {"numba_layer": "workqueue"}}, ["workqueue"]),
     "no numba": ({"threads": {"numba": None, "numba_layer": None}}, []),
-    "threads differ": ({"threads": {"numba": 2}}, ["torch has 4 thread(s) and Numba 2"]),
     "spinning": ({"threads": {"variables": {"OMP_WAIT_POLICY": "ACTIVE"}}}, ["OMP_WAIT_POLICY=ACTIVE"]),
     "sleeping": ({"threads": {"variables": {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}}}, []),
     "subnormals": ({"torch": {"flush_denormal": True}}, ["subnormal"]),

@@ -76,17 +76,6 @@ def _siblings(environment: Environment) -> Findings:
         yield caution("threads", seen, f"use --threads {cores}: two threads of one core measure each other")
 
 
-def _layer(environment: Environment) -> Findings:
-    threads = environment.get("threads", {})
-    if threads.get("numba_layer") == "workqueue":
-        remedy = "install tbb, or set NUMBA_THREADING_LAYER=omp; workqueue is slower and not thread-safe"
-        yield caution("threads", "Numba's threading layer is workqueue", remedy)
-    torch, numba = threads.get("torch"), threads.get("numba")
-    if torch is not None and numba is not None and torch != numba:
-        seen = f"torch has {torch} thread(s) and Numba {numba}"
-        yield caution("threads", seen, "set NUMBA_NUM_THREADS and --threads to the same number")
-
-
 def _spinning(environment: Environment) -> Findings:
     variables = environment.get("threads", {}).get("variables", {})
     for name, quiet in SLEEPING.items():
@@ -115,7 +104,7 @@ def _gpu_arithmetic(environment: Environment) -> Findings:
 
 
 ENVIRONMENT_RULES: tuple[Callable[[Environment], Findings], ...] = (
-    _governor, _load, _quota, _siblings, _layer, _spinning, _subnormals, _gpu_processes, _gpu_arithmetic,
+    _governor, _load, _quota, _siblings, _spinning, _subnormals, _gpu_processes, _gpu_arithmetic,
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
 THREAD_VARIABLES = (
-    *QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER",
+    *QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
     "TRITON_INTERPRET",
 )  # fmt: skip
 PACKAGES = ("invbench", "triton", "numba", "numpy")
@@ -69,15 +69,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def set_threads(threads: int) -> None:
-    """Give torch and Numba the same number of threads, on the same cores."""
-    numba = _numba()
-    if numba is not None:
-        if threads > numba.config.NUMBA_NUM_THREADS:
-            raise InvbenchError(
-                f"--threads {threads} is more than Numba was started with ({numba.config.NUMBA_NUM_THREADS}); "
-                f"set NUMBA_NUM_THREADS={threads} or ask for fewer"
-            )
-        numba.set_num_threads(threads)
+    """Give torch so many threads; the Numba kernels run on the same ones."""
     torch.set_num_threads(threads)
 
 
@@ -112,20 +104,13 @@ def check_device(name: str) -> torch.device:
 
 def complete(case: Case, device: str | None, threads: int | None) -> Case:
     """The case with what was left open: cuda where there is one, else cpu; all usable cores."""
-    return replace(case, device=full_name(device), threads=threads or default_threads())
+    return replace(case, device=full_name(device), threads=threads or usable_cores())
 
 
 def full_name(device: str | None) -> str:
     """The device asked for, or cuda where there is one, else cpu."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return "cpu" if name.startswith("cpu:") else name  # there is one, and rows of one point have one name for it
-
-
-def default_threads() -> int:
-    """All usable cores, as far as Numba was started with as many threads."""
-    numba = _numba()
-    most = numba.config.NUMBA_NUM_THREADS if numba is not None else usable_cores()
-    return min(usable_cores(), int(most))
 
 
 def backends_here() -> list[dict[str, Any]]:
@@ -143,7 +128,7 @@ def backends_here() -> list[dict[str, Any]]:
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
     """What a reader has to know to repeat or distrust a measurement; no host or user names."""
-    numba_threads = _numba_threads()  # asked first, since Numba starts its threads when asked, and may change torch's
+    layer = _numba_layer()
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -164,8 +149,8 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         },
         "threads": {
             "torch": torch.get_num_threads(),
-            "numba": numba_threads,
-            "numba_layer": _numba_layer(),
+            "numba": torch.get_num_threads() if layer else None,
+            "numba_layer": layer,
             "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         },
         "torch": {
@@ -232,25 +217,11 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _numba() -> Any:
-    """Numba, which another package owns, or None where it is missing or broken."""
-    try:
-        numba = importlib.import_module("numba")
-        return numba if hasattr(numba, "config") else None  # what is left of a removed package can still be imported
-    except Exception:  # noqa: BLE001 -- a broken optional library can raise anything
-        return None
-
-
-def _numba_threads() -> int | None:
-    numba = _numba()
-    return None if numba is None else int(numba.get_num_threads())
-
-
 def _numba_layer() -> str | None:
-    try:
-        return str(_numba().threading_layer())
-    except (AttributeError, ValueError):  # missing, or no kernel has run yet
+    """Whose threads the Numba kernels run on; None where they cannot run at all."""
+    if BACKENDS["numba"].unavailable("cpu") is not None:
         return None
+    return str(importlib.import_module("invbench.ops.numba_cpu.running").threads_of())
 
 
 def _flushes_subnormals() -> bool:
@@ -282,7 +253,7 @@ def _source() -> str:
         package / "cost.py",
         *(package / "ops").rglob("*.py"),
         *(package / "models").glob("*.py"),
-        *Path(__file__).parent.glob("*.py"),
+        *Path(__file__).parent.rglob("*.py"),
     ]
     text = b"".join(file.read_bytes() for file in sorted(files))
     return hashlib.sha256(text).hexdigest()[:12]

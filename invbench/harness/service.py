@@ -144,7 +144,7 @@ class _Service:
             self.beacon.set(name)
             subjects.append(custom.subject(name))
         self.beacon.set("")
-        threads = machine.default_threads()
+        threads = machine.usable_cores()
         machine.set_threads(threads)
         environments = {name: machine.fingerprint(machine.check_device(name)) for name in names}
         return Welcome(names, threads, machine.usable_cores(), environments, tuple(subjects))
