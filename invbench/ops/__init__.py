@@ -22,24 +22,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from invbench.ops.functional import involution2d as involution2d
-    from invbench.ops.fused import Fused
     from invbench.ops.layer import Involution2d as Involution2d
 
 
 class Implementation(Protocol):
-    """What a backend's module offers."""
+    """What a backend's module offers; that of one that is ``fused`` has ``fused_layer``, a ``fused.Fused``, besides."""
 
     def unavailable(self, device: str) -> str | None:
         """Why nothing can run on this type of device here, and the remedy; None if it can."""
 
     def aggregate(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
         """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out], already validated."""
-
-
-class FusedImplementation(Implementation, Protocol):
-    """What the module of a backend that is ``fused`` offers besides."""
-
-    fused_layer: Fused
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invbench.ops.layout import memory_format_of, pad
 from invbench.ops.library import Aggregate, Window, refuse_tangents
+from invbench.ops.registering import register
 from invbench.spec import LayerSpec
 
 
@@ -79,7 +80,6 @@ class Fused:
         return y.to(x.dtype)
 
     def _register_forward(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_span_forward", mutates_args=())
         def span_forward(
             x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -87,8 +87,7 @@ class Fused:
             refuse_tangents(x, hidden, span, bias)
             return kernels.span_forward(x, hidden, Generator(span, bias, G), Window(K, stride, dilation, padding))
 
-        @span_forward.register_fake
-        def _(
+        def fake(
             x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> Tensor:  # fmt: skip
@@ -108,8 +107,7 @@ class Fused:
             cast = (gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
             return *cast, None, None, None, None, None
 
-        span_forward.register_autograd(backward, setup_context=setup_context)
-        self.span_forward = span_forward
+        self.span_forward = register(f"{self.name}_span_forward", span_forward, fake, backward, setup_context)
 
     def _differentiable_backward(
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor, G: int, *geometry: int
@@ -126,7 +124,6 @@ class Fused:
         return grad_x, grad_hidden, torch.einsum("nkhw,nrhw->kr", grads, hidden), grads.sum((0, 2, 3))
 
     def _register_backward(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_span_backward", mutates_args=())
         def span_backward(
             grad_y: Tensor, x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -135,8 +132,7 @@ class Fused:
             generator = Generator(span, bias, G)
             return kernels.span_backward(grad_y, x, hidden, generator, Window(K, stride, dilation, padding))
 
-        @span_backward.register_fake
-        def _(
+        def fake(
             grad_y: Tensor, x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -145,10 +141,9 @@ class Fused:
             grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.channels_last)
             return grad_x, grad_hidden, span.new_empty(span.shape, dtype=exact), bias.new_empty(bias.shape, dtype=exact)
 
-        self.span_backward = span_backward
+        self.span_backward = register(f"{self.name}_span_backward", span_backward, fake)
 
     def _register_layer(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_layer", mutates_args=())
         def layer_forward(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, rectifies: bool, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -156,14 +151,13 @@ class Fused:
             generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
             return kernels.layer_forward(x, pooled, reduce, reduce_bias, rectifies, generator, window)
 
-        @layer_forward.register_fake
-        def _(
+        def fake(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, rectifies: bool, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> Tensor:  # fmt: skip
             return torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
 
-        self.layer_forward = layer_forward
+        self.layer_forward = register(f"{self.name}_layer", layer_forward, fake)
 
 
 def _extended(x: Tensor, spec: LayerSpec) -> tuple[Tensor, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from invbench.ops.layout import memory_format_of, pad
+from invbench.ops.registering import register
 from invbench.spec import LayerSpec
 
 
@@ -97,13 +98,11 @@ class Aggregate:
         return _bilinear(self.forward, extended, weight, spec.K, spec.stride, spec.dilation, 0).to(x.dtype)
 
     def _register_forward(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_forward", mutates_args=())
         def forward(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
             refuse_tangents(x, weight)
             return kernels.forward(x, weight, Window(K, stride, dilation, padding))
 
-        @forward.register_fake
-        def _(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
+        def fake(x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int) -> Tensor:
             return empty_y(x, weight)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -121,11 +120,9 @@ class Aggregate:
                 grad_weight = _bilinear(self.grad_weight, grad_y, x, *ctx.geometry, ctx.G, ctx.taps_last)
             return grad_x, grad_weight, None, None, None, None
 
-        forward.register_autograd(backward, setup_context=setup_context)
-        self.forward = forward
+        self.forward = register(f"{self.name}_forward", forward, fake, backward, setup_context)
 
     def _register_grad_x(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_grad_x", mutates_args=())
         def grad_x(
             grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
             H: int, W: int, channels_last: bool,
@@ -133,8 +130,7 @@ class Aggregate:
             refuse_tangents(grad_y, weight)
             return kernels.grad_x(grad_y, weight, Window(K, stride, dilation, padding), (H, W), channels_last)
 
-        @grad_x.register_fake
-        def _(
+        def fake(
             grad_y: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int,
             H: int, W: int, channels_last: bool,
         ) -> Tensor:  # fmt: skip
@@ -155,19 +151,16 @@ class Aggregate:
                 grad_weight = _bilinear(self.grad_weight, grad_y, grad, *ctx.geometry, ctx.G, ctx.taps_last)
             return grad_grad_y, grad_weight, *[None] * 7
 
-        grad_x.register_autograd(backward, setup_context=setup_context)
-        self.grad_x = grad_x
+        self.grad_x = register(f"{self.name}_grad_x", grad_x, fake, backward, setup_context)
 
     def _register_grad_weight(self, kernels: Kernels) -> None:
-        @torch.library.custom_op(f"invbench::{self.name}_grad_weight", mutates_args=())
         def grad_weight(
             grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
         ) -> Tensor:
             refuse_tangents(grad_y, x)
             return kernels.grad_weight(grad_y, x, Window(K, stride, dilation, padding), G, taps_last)
 
-        @grad_weight.register_fake
-        def _(
+        def fake(
             grad_y: Tensor, x: Tensor, K: int, stride: int, dilation: int, padding: int, G: int, taps_last: bool
         ) -> Tensor:
             return empty_weight(grad_y, G, K * K, taps_last)
@@ -185,8 +178,7 @@ class Aggregate:
                 grad_x = _bilinear(self.grad_x, grad_y, grad, *ctx.geometry, *ctx.size, ctx.channels_last)
             return grad_grad_y, grad_x, *[None] * 6
 
-        grad_weight.register_autograd(backward, setup_context=setup_context)
-        self.grad_weight = grad_weight
+        self.grad_weight = register(f"{self.name}_grad_weight", grad_weight, fake, backward, setup_context)
 
 
 def _bilinear(operator: Callable[..., Tensor], left: Tensor, right: Tensor, *geometry: Any) -> Tensor:
