@@ -117,6 +117,8 @@ class LayerSpec:
 
     def check_size(self, H: int, W: int) -> None:
         """Refuse an image that the padding mode cannot extend, as nn.Conv2d does."""
+        if self.padding_mode in ("zeros", "replicate"):
+            return
         limit = {"reflect": self.padding + 1, "circular": self.padding}.get(self.padding_mode, 0)
         if min(H, W) < limit:
             raise InvbenchError(

@@ -26,6 +26,26 @@ class Generator(NamedTuple):
     G: int
 
 
+class Norm(NamedTuple):
+    """A batch norm with fixed statistics: (hidden - mean) / sqrt(variance + epsilon) * scale + shift, each [r]."""
+
+    mean: Tensor
+    variance: Tensor
+    scale: Tensor
+    shift: Tensor
+    epsilon: float
+
+
+class Reducer(NamedTuple):
+    """hidden [N, r, H_out, W_out] = weight [r, C] times an image [N, C, H_out, W_out], plus bias [r], normalised and
+    rectified, as far as there is a bias, a norm and a rectifier."""
+
+    weight: Tensor
+    bias: Tensor | None
+    norm: Norm | None
+    rectifies: bool
+
+
 class Kernels(Protocol):
     """What a kernel module implements. Tensors may have any strides; results are new and dense."""
 
@@ -39,11 +59,9 @@ class Kernels(Protocol):
         channels_last."""
 
     def layer_forward(
-        self, x: Tensor, pooled: Tensor, reduce: Tensor, bias: Tensor, rectifies: bool, generator: Generator,
-        window: Window,
-    ) -> Tensor:  # fmt: skip
-        """y from x and pooled [N, C, H_out, W_out], with hidden = reduce [r, C] times pooled, plus bias [r], and
-        rectified if asked for."""
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
 
 
 def empty_y(x: Tensor, hidden: Tensor) -> Tensor:
@@ -68,16 +86,15 @@ class Fused:
         y: Tensor = self.span_forward(image, hidden, generator.span, generator.bias, *geometry)
         return y.to(x.dtype)
 
-    def layer(
-        self, x: Tensor, pooled: Tensor, reduce: Tensor, bias: Tensor, rectifies: bool, generator: Generator,
-        spec: LayerSpec,
-    ) -> Tensor:  # fmt: skip
-        """y [N, C, H_out, W_out] from x and pooled [N, C, H_out, W_out]; see ``Kernels.layer_forward``."""
+    def layer(self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, spec: LayerSpec) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], without derivatives."""
         image, padding = _extended(x, spec)
-        geometry = (generator.G, spec.K, spec.stride, spec.dilation, padding)
-        parts = (reduce, bias, rectifies, generator.span, generator.bias)
-        y: Tensor = self.layer_forward(image, pooled, *parts, *geometry)
-        return y.to(x.dtype)
+        mean, variance, scale, shift, epsilon = reducer.norm or (None, None, None, None, 0.0)
+        y: Tensor = self.layer_forward(
+            image, pooled, reducer.weight, reducer.bias, mean, variance, scale, shift, epsilon, reducer.rectifies,
+            generator.span, generator.bias, generator.G, spec.K, spec.stride, spec.dilation, padding,
+        )  # fmt: skip
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def _register_forward(self, kernels: Kernels) -> None:
         def span_forward(
@@ -145,15 +162,20 @@ class Fused:
 
     def _register_layer(self, kernels: Kernels) -> None:
         def layer_forward(
-            x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, rectifies: bool, span: Tensor, bias: Tensor,
-            G: int, K: int, stride: int, dilation: int, padding: int,
+            x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
+            variance: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, rectifies: bool,
+            span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> Tensor:  # fmt: skip
-            generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
-            return kernels.layer_forward(x, pooled, reduce, reduce_bias, rectifies, generator, window)
+            norm = None
+            if mean is not None and variance is not None and scale is not None and shift is not None:
+                norm = Norm(mean, variance, scale, shift, epsilon)
+            reducer, generator = Reducer(reduce, reduce_bias, norm, rectifies), Generator(span, bias, G)
+            return kernels.layer_forward(x, pooled, reducer, generator, Window(K, stride, dilation, padding))
 
         def fake(
-            x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, rectifies: bool, span: Tensor, bias: Tensor,
-            G: int, K: int, stride: int, dilation: int, padding: int,
+            x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
+            variance: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, rectifies: bool,
+            span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> Tensor:  # fmt: skip
             return torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from invbench.ops import BACKENDS
 from invbench.ops.functional import autocast, fused_operators, involution2d
-from invbench.ops.fused import Fused, Generator
+from invbench.ops.fused import Fused, Generator, Norm, Reducer
 from invbench.spec import InvbenchError, LayerSpec, require_choice, require_positive
 
 GENERATORS = ("bottleneck", "linear")
@@ -100,11 +100,12 @@ class Involution2d(nn.Module):
     def _fused(self, x: Tensor) -> Fused | None:
         """The operators that make the weight where it is used, if the backend has them and nothing forbids it: a part
         that is no longer what this class made, or is watched by hooks, is called as it is."""
-        device, dtype = self.span.weight.device, self.span.weight.dtype
-        fits = x.device == device and (x.dtype == dtype or torch.is_autocast_enabled(x.device.type))
-        if not (fits and _is_pointwise(self.span) and self.span.bias is not None and min(x.shape[1:]) > 0):
+        span = self.span
+        weight = span.weight
+        fits = x.device == weight.device and (x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type))
+        if not (fits and _is_pointwise(span) and span.bias is not None and min(x.shape[1:]) > 0):
             return None
-        self.spec.check_size(*x.shape[2:])
+        self.spec.check_size(x.shape[2], x.shape[3])
         return fused_operators(x, self.backend)
 
     def _generator(self) -> Generator:
@@ -113,15 +114,13 @@ class Involution2d(nn.Module):
     def _infer(self, fused: Fused, x: Tensor) -> Tensor:
         """The whole layer at once, batch norm folded into ``reduce``."""
         reduce, norm = cast(nn.Conv2d, self.reduce), self.norm
-        weight = reduce.weight.flatten(1)
-        bias = weight.new_zeros(weight.shape[0]) if reduce.bias is None else reduce.bias
+        folded = None
         if isinstance(norm, nn.BatchNorm2d):
-            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-            scale = (variance + norm.eps).rsqrt() * norm.weight
-            weight, bias = weight * scale[:, None], (bias - mean) * scale + norm.bias
+            statistics = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            folded = Norm(*statistics, norm.weight, norm.bias, norm.eps)
+        reducer = Reducer(reduce.weight.flatten(1), reduce.bias, folded, isinstance(self.activation, nn.ReLU))
         x = autocast(x)
-        rectifies = isinstance(self.activation, nn.ReLU)
-        return fused.layer(x, self.pool(x), weight, bias, rectifies, self._generator(), self.spec)
+        return fused.layer(x, self.pool(x), reducer, self._generator(), self.spec)
 
     def extra_repr(self) -> str:
         """The spec and the backend, for print(layer)."""
@@ -155,5 +154,10 @@ def _folds(reduce: nn.Module, norm: nn.Module, activation: nn.Module) -> bool:
 
 
 def _is_watched(part: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for name in hooks)
+    # Private to torch, which offers no public question; written out, since every call of a layer asks.
+    return bool(
+        part._forward_hooks  # noqa: SLF001
+        or part._forward_pre_hooks  # noqa: SLF001
+        or part._backward_hooks  # noqa: SLF001
+        or part._backward_pre_hooks  # noqa: SLF001
+    )

@@ -23,15 +23,18 @@ of the window is outside, else multiplied by zero. float16 and bfloat16 are comp
 
 from __future__ import annotations
 
+import functools
+import struct
+
 import numba
 import torch
 from torch import Tensor
 
 from invbench.ops import fused, library
-from invbench.ops.fused import Generator
+from invbench.ops.fused import Generator, Reducer
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
-from invbench.ops.numba_cpu.jobs import Job, Problem, backward_plan, forward_plan, reduce_plan, reduced_width
+from invbench.ops.numba_cpu.jobs import Job, Problem, backward_plan, forward_plan, layer_plan, matrix_width
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
@@ -106,24 +109,39 @@ class NumbaKernels:
         return grad_x, grad_hidden, grad_span, grad_bias
 
     def layer_forward(
-        self, x: Tensor, pooled: Tensor, reduce: Tensor, bias: Tensor, rectifies: bool, generator: Generator,
-        window: Window,
-    ) -> Tensor:  # fmt: skip
-        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], which is reduced by [r, C]."""
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
         y = torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
+        if not y.numel():
+            return y
         problem = _problem(x, generator.G, y.shape[2:], window)
-        exact, r = _computed_in(x), reduce.shape[0]
+        exact, r = _computed_in(x), reducer.weight.shape[0]
         hidden = _empty_rows_of_positions(problem, r, exact)
-        matrix = reduce.new_zeros((problem.C + 2, reduced_width(r, problem.size)), dtype=exact)
-        matrix[: problem.C, :r] = reduce.t()
-        matrix[problem.C, :r] = bias
-        if y.numel():
-            job = Job(reduce_plan(problem, r))
-            job.put(pooled=pooled)
-            job.put_values(reduce=matrix.data_ptr(), rectifies=int(rectifies), **_hidden_fields(hidden))
-            _run("reduce", job, problem)
-        _forward(problem, x, y, hidden=hidden, generator=generator)
+        matrix = torch.empty((problem.C + 2, matrix_width(r, problem.size)), dtype=exact)
+        job = Job(layer_plan(problem, r, torch.get_num_threads()))
+        kept = _put_weight(job, None, hidden, generator)
+        job.put(x=x, y=y, pooled=pooled)
+        parts = {"reduce": reducer.weight, "reduce_bias": reducer.bias}
+        if reducer.norm:
+            mean, variance, scale, shift, epsilon = reducer.norm
+            parts |= {"norm_mean": mean, "norm_variance": variance, "norm_scale": scale, "norm_shift": shift}
+            job.put_values(norm_epsilon=_bits(epsilon))
+        for name, part in parts.items():
+            if part is not None:
+                # A kernel reads 16 bits or the type that it computes in.
+                kept.append(part if part.dtype in (exact, torch.float16, torch.bfloat16) else part.to(exact))
+                job.put(**{name: kept[-1]})
+        job.put_values(matrix=matrix.data_ptr(), rectifies=int(reducer.rectifies))
+        _run("forward", job, problem)
+        del kept, matrix
         return y
+
+
+@functools.cache
+def _bits(number: float) -> int:
+    """The bits of a float64, as an int64."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from invbench.ops.library import Window
-from invbench.ops.numba_cpu.matmul import CHUNK
-from invbench.ops.numba_cpu.record import FIELDS
+from invbench.ops.numba_cpu.hidden import CHUNK
+from invbench.ops.numba_cpu.record import INDEX
 from invbench.ops.numba_cpu.simd import BFLOAT16, EXACT, FLOAT16, VECTOR_BYTES
 
 # The packed image rows of a unit should stay in the second-level cache, with the weight that is made at once beside
@@ -27,7 +27,6 @@ BACKWARD_UNITS = 16
 ALONE = 20_000
 
 _ELEMENTS = {torch.float32: EXACT, torch.float64: EXACT, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
-_INDEX = {name: index for index, name in enumerate(FIELDS)}
 
 
 class Problem(NamedTuple):
@@ -126,28 +125,26 @@ def _rounded(size: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def reduce_plan(problem: Problem, r: int) -> tuple[int, ...]:
-    """The fields of a job that reduces an image [N, C, H_out, W_out] to r hidden channels, but for its tensors."""
-    width = reduced_width(r, problem.size) * problem.size
-    values = {
-        **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
-        "r": r, "reduce_row": width,
-        "image_bytes": _rounded(CHUNK * problem.C * problem.size),
-        "scratch_bytes": _rounded(CHUNK * problem.C * problem.size) + _rounded(CHUNK * width),
-    }  # fmt: skip
-    return _fields(values)
+def layer_plan(problem: Problem, r: int, threads: int) -> tuple[int, ...]:
+    """The fields of a forward job that makes r hidden channels before, but for its tensors."""
+    fields = list(forward_plan(problem, threads))
+    width = matrix_width(r, problem.size) * problem.size
+    fields[INDEX["matrix_row"]] = width
+    scratch = CHUNK * (problem.C * problem.size + width)
+    fields[INDEX["scratch_bytes"]] = max(fields[INDEX["scratch_bytes"]], _rounded(scratch))
+    return tuple(fields)
 
 
-def reduced_width(r: int, size: int) -> int:
+def matrix_width(r: int, size: int) -> int:
     """Columns of a matrix of whole vectors that has r columns of use."""
     lanes = VECTOR_BYTES // size
     return -(-r // lanes) * lanes
 
 
 def _fields(values: dict[str, int]) -> tuple[int, ...]:
-    fields = [0] * len(_INDEX)
+    fields = [0] * len(INDEX)
     for name, value in values.items():
-        fields[_INDEX[name]] = value
+        fields[INDEX[name]] = value
     return tuple(fields)
 
 
@@ -158,20 +155,20 @@ class Job:
         self.fields = list(plan)
 
     def __getitem__(self, name: str) -> int:
-        return self.fields[_INDEX[name]]
+        return self.fields[INDEX[name]]
 
     def put(self, **tensors: Tensor | None) -> None:
         """Say where tensors lie; None is left out."""
         for name, tensor in tensors.items():
             if tensor is not None:
-                start, size = _INDEX[name], tensor.element_size()
+                start, size = INDEX[name], tensor.element_size()
                 steps = [stride * size for stride in tensor.stride()]
                 self.fields[start : start + 2 + len(steps)] = [tensor.data_ptr(), _ELEMENTS[tensor.dtype], *steps]
 
     def put_values(self, **values: int) -> None:
         """Set fields by name."""
         for name, value in values.items():
-            self.fields[_INDEX[name]] = value
+            self.fields[INDEX[name]] = value
 
     def threads(self) -> int:
         """On how many threads to run: torch's number, or one for very little work."""

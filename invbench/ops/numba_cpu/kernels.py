@@ -12,8 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from invbench.ops.numba_cpu.matmul import generate_weight, reduce_channels
-from invbench.ops.numba_cpu.record import compiled, inlined
+from invbench.ops.numba_cpu.hidden import make_hidden
+from invbench.ops.numba_cpu.matmul import generate_weight
+from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
 from invbench.ops.numba_cpu.seams import add_seams, finish_strip
 from invbench.ops.numba_cpu.simd import EXACT, VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import (
@@ -37,6 +38,7 @@ from invbench.ops.numba_cpu.tiles import (
     scatter_tile,
 )
 
+NEXT_SLOT = 8 * INDEX["next_slot"]
 POSITIONS_1, POSITIONS_2 = POSITIONS[1], POSITIONS[2]
 
 
@@ -159,9 +161,12 @@ def _pack_blocks(job: Any, zero: Any, image: int, n: int, g: int, top: int, bott
 
 @compiled
 def _forward(job: Any, zero: Any) -> None:
-    """y. A unit is a strip of rows for one group of one image."""
+    """y, and before it the hidden channels where a layer is to make them. A unit is a strip of rows for one group of
+    one image."""
     size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
-    scratch = job.scratch + fetch_add(job.address + 8, 1) * job.scratch_bytes
+    scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
+    if job.reduce:
+        make_hidden(job, zero, scratch)
     image, tile, row = scratch, scratch + job.image_bytes, scratch + job.image_bytes + job.tile_bytes
     blocks, most = blocks_of(job, zero)
     row_bytes = phases_of(job) * phase_bytes(job)
@@ -197,7 +202,7 @@ def _forward(job: Any, zero: Any) -> None:
 def _backward(job: Any, zero: Any) -> None:
     """grad_x and grad_weight, as far as they are wanted. A unit is a strip of rows for one group of one image."""
     size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
-    scratch = job.scratch + fetch_add(job.address + 8, 1) * job.scratch_bytes
+    scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
     blocks, most = blocks_of(job, zero)
     group_channels, taps = job.C // job.G, job.K * job.K
     row_bytes = phases_of(job) * phase_bytes(job)
@@ -290,13 +295,5 @@ def entries(version: str) -> dict[str, Callable[[Any], None]]:
         version  # noqa: B018
         add_seams(numba.carray(job, 1)[0], np.float64(0))
 
-    def reduce_4(job: Any) -> None:
-        version  # noqa: B018
-        reduce_channels(numba.carray(job, 1)[0], np.float32(0))
-
-    def reduce_8(job: Any) -> None:
-        version  # noqa: B018
-        reduce_channels(numba.carray(job, 1)[0], np.float64(0))
-
-    functions = (forward_4, forward_8, backward_4, backward_8, seams_4, seams_8, reduce_4, reduce_8)
+    functions = (forward_4, forward_8, backward_4, backward_8, seams_4, seams_8)
     return {function.__name__: function for function in functions}

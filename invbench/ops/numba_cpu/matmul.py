@@ -1,4 +1,4 @@
-"""Matrix products: the hidden channels, and the weight that is made from them where it is used."""
+"""Matrix products, and the weight that one of them makes from the hidden channels, where it is used."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ from numba.extending import intrinsic
 
 from invbench.ops.numba_cpu.record import compiled
 from invbench.ops.numba_cpu.simd import (
-    EXACT,
     REGISTERS,
     VECTOR_BYTES,
     broadcast,
     bytes_of,
     constant,
     count_to,
-    fetch_add,
-    finish_vector,
     load,
     multiply_add,
     real_of,
     store,
     vector_of,
 )
-from invbench.ops.numba_cpu.slots import read_slots, write_slots
 from invbench.ops.numba_cpu.tiles import cells_of, in_registers, slot_at, steps
 
 # Rows and vectors of a tile: sums, the vectors in hand and a factor have to fit the registers. RedNet's K*K is 49.
 ROWS, COLUMNS = (7, 3) if REGISTERS == 32 else (5, 2)
-
-# Positions that are reduced at once.
-CHUNK = 112
 
 
 @intrinsic
@@ -104,40 +97,3 @@ def generate_weight(job: Any, zero: Any, tile: int, n: int, g: int, first: int, 
                 tile + done * VECTOR_BYTES + tap * job.tile_step, job.tile_step,
             )  # fmt: skip
         done += width
-
-
-@compiled
-def reduce_channels(job: Any, zero: Any) -> None:
-    """hidden [N, r, positions] = reduce and its bias, rectified if asked for. A unit is a run of positions."""
-    size, width = bytes_of(zero), job.reduce_row
-    scratch = job.scratch + fetch_add(job.address + 8, 1) * job.scratch_bytes
-    sums = scratch + job.image_bytes
-    bias, zeros = job.reduce + job.C * width, job.reduce + (job.C + 1) * width
-    is_flat = job.pooled_h == job.W_out * job.pooled_w
-    rows, columns = (1, job.H_out * job.W_out) if is_flat else (job.H_out, job.W_out)
-    chunks = -(-columns // CHUNK)
-    while True:
-        unit = fetch_add(job.address, 1)
-        if unit >= job.N * rows * chunks:
-            break
-        first, row, n = unit % chunks * CHUNK, unit // chunks % rows, unit // chunks // rows
-        count = min(CHUNK, columns - first)
-        pixels, pixel = job.pooled + n * job.pooled_n + row * job.pooled_h + first * job.pooled_w, job.pooled_w
-        if not (job.pooled_element == EXACT and job.pooled_c == size):
-            slot = job.C * size
-            read_slots(zero, scratch, slot, pixels, job.pooled_element, job.pooled_c, pixel, job.C, count)
-            pixels, pixel = scratch, slot
-        step = ROWS if count >= ROWS else 1
-        for done in range(0, width // VECTOR_BYTES, COLUMNS):
-            vectors = min(COLUMNS, width // VECTOR_BYTES - done)
-            for begin in range(0, count, step):
-                p = min(begin, count - step)
-                matmul_tile(
-                    zero, step == 1, vectors, pixels + p * pixel, pixel, size, job.reduce + done * VECTOR_BYTES, width,
-                    job.C, zeros, 0, sums + p * width + done * VECTOR_BYTES, width,
-                )  # fmt: skip
-        for p in range(count):
-            for offset in range(0, width, VECTOR_BYTES):
-                finish_vector(zero, sums + p * width + offset, bias + offset, job.rectifies)
-        to = job.hidden + n * job.hidden_n + (row * job.W_out + first) * size
-        write_slots(zero, sums, width, to, EXACT, job.hidden_step, size, job.r, count)

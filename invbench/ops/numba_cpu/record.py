@@ -17,21 +17,32 @@ TENSORS = {
     "weight": ("element", "n", "g", "t", "h", "w"),
     "grad_weight": ("element", "n", "g", "t", "h", "w"),
     "pooled": ("element", "n", "c", "h", "w"),  # what is reduced, [N, C, H_out, W_out]
+    # Of reduce [r, C] and the batch norm behind it, each [r] but the first; 0 for those that there are not.
+    "reduce": ("element", "r", "c"),
+    "reduce_bias": ("element", "r"),
+    "norm_mean": ("element", "r"),
+    "norm_variance": ("element", "r"),
+    "norm_scale": ("element", "r"),
+    "norm_shift": ("element", "r"),
 }
 FIELDS = (
-    "next_unit", "next_slot", "address",  # of this record itself, whose first two fields are counters
+    # Counters, each an int64 of this record, whose own address follows: the next unit and slot of scratch to take, and
+    # for a whole layer the units of its first two steps that are taken and done.
+    "next_unit", "next_slot", "fold_next", "fold_done", "reduce_next", "reduce_done", "address",
     "N", "C", "G", "H", "W", "H_out", "W_out", "K", "stride", "dilation", "padding",
     *(f"{tensor}{field}" for tensor, fields in TENSORS.items() for field in ("", *(f"_{f}" for f in fields))),
-    # The generator of the weight, in the type that is computed with: hidden [N, r, positions], span
-    # [G*K*K, r] and its bias; and of hidden: reduce [C, r], then a row of biases and one of zeros.
+    # The generator of the weight, in the type that is computed with: hidden [N, r, positions], span [G*K*K, r] and its
+    # bias; and what makes hidden: matrix [C, r] in whole vectors, then a row of biases and one of zeros.
     "hidden", "hidden_n", "hidden_step", "span", "span_row", "bias", "bias_step", "r",
-    "reduce", "reduce_row", "rectifies",
+    "matrix", "matrix_row", "rectifies", "norm_epsilon",  # the bits of a float64
     # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
     # once, and the bytes from one tap to the next of that weight.
     "vectors", "strip", "rows", "tile_step",
     # The scratch of a thread, and its parts; the sums of rows that two strips share.
     "scratch", "scratch_bytes", "image_bytes", "tile_bytes", "row_bytes", "seams",
 )  # fmt: skip
+INDEX = {name: index for index, name in enumerate(FIELDS)}
+COUNTERS = INDEX["address"]
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 SIGNATURE = types.void(types.CPointer(numba.from_dtype(JOB)))
 

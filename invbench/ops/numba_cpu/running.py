@@ -17,7 +17,7 @@ import numba
 import torch
 
 from invbench.ops.numba_cpu import kernels
-from invbench.ops.numba_cpu.record import FIELDS, SIGNATURE
+from invbench.ops.numba_cpu.record import COUNTERS, SIGNATURE
 from invbench.ops.numba_cpu.simd import OPTIONS
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -36,7 +36,7 @@ def launch(kernel: str, job: Sequence[int], threads: int) -> None:
     """
     record = (ctypes.c_int64 * len(job))(*job)
     address = ctypes.addressof(record)
-    record[FIELDS.index("address")] = address
+    record[COUNTERS] = address
     function, _ = _ready.get(kernel) or _prepare(kernel)
     parallel = _openmp() if threads > 1 else None
     if parallel:

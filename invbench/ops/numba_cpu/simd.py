@@ -308,6 +308,41 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], INT64.as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+        return builder.atomic_rmw("add", pointer, arguments[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def fetch(typing_context: Any, address: Any) -> Any:
+    """The int64 at an address, as other threads have left it, and all that they wrote before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], INT64.as_pointer())
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def float_of(typing_context: Any, zero: Any, bits: Any) -> Any:
+    """The float64 with these bits, in ``zero``'s type."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        double = builder.bitcast(arguments[1], ir.DoubleType())
+        return double if real_of(zero) == ir.DoubleType() else builder.fptrunc(double, real_of(zero))
+
+    return zero(zero, types.int64), generate
+
+
+@intrinsic
+def multiply_vector(typing_context: Any, zero: Any, target: Any, source: Any) -> Any:
+    """Multiply the vector at one address by the one at another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, target, source = arguments
+        left, right = (load(builder, vector_of(zero), address) for address in (target, source))
+        store(builder, builder.fmul(left, right, flags=FLAGS), target)
+        return context.get_dummy_value()
+
+    return types.void(zero, types.int64, types.int64), generate
