@@ -198,7 +198,7 @@ def test_precision_is_reached_by_every_subject() -> None:
 
 def test_precision_is_that_of_the_ratio_where_there_is_a_baseline() -> None:
     # The machine's speed changes from round to round, for both subjects alike: latencies spread, ratios do not.
-    def run(baseline: str | None) -> Mapping[str, str]:
+    def run(baseline: str | Mapping[str, str] | None) -> Mapping[str, str]:
         bench, speed = Bench(), [1.0]
         speeds = itertools.cycle([1.0, 3.0, 0.5, 2.0, 4.0, 1.5, 0.7])
         steady = {name: (lambda calls, s=s: tick(calls, s)) for name, s in (("a", 0.01), ("b", 0.02), ("c", 0.04))}
@@ -214,6 +214,8 @@ def test_precision_is_that_of_the_ratio_where_there_is_a_baseline() -> None:
         return {name: samples.stop for name, samples in found.samples.items()}
 
     assert run("c")["a"] == run("c")["b"] == "precision"
+    each = run({"a": "c", "b": "b"})
+    assert (each["a"], each["b"] != "precision") == ("precision", True)
     assert run(None)["a"] != "precision"
 
 

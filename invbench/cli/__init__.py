@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
+from invbench.cli.compare_models import compare_models
 from invbench.cli.doctor import doctor
 from invbench.cli.listings import backends, profiles
 from invbench.cli.op import op
@@ -28,7 +29,7 @@ from invbench.study.grid import FIELDS
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-COMMANDS = (op, sweep, report, compare, backends, profiles, doctor)
+COMMANDS = (op, sweep, compare_models, report, compare, backends, profiles, doctor)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in COMMANDS:

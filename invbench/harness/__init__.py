@@ -11,11 +11,13 @@ QUIET = {
     "KMP_BLOCKTIME": "0",
     # torch.compile's pool of processes would start up on the cores where others are being prepared.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    # torch.profiler's library writes a line to standard error for each time it is used.
+    "KINETO_LOG_LEVEL": "99",
 }
 
 
 def keep_quiet() -> None:
-    """Ask the runtimes of this process and its children to leave the cores alone when they have nothing to do, where
+    """Ask the runtimes of this process and its children to leave the cores and the terminal alone, where
     the user has not said otherwise. For programs only, before torch is imported; the fingerprint records it."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -86,8 +86,9 @@ def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
             part.backend = "naive"  # any that runs on the meta device
         if type(part) in WORK:
             part.register_forward_hook(note)
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
     with torch.no_grad():
-        shadow(torch.empty(1, channels, H, W, device="meta"))
+        shadow(torch.empty(1, channels, H, W, device="meta", dtype=dtype))
     macs, macs_mmcv = (sum(numbers) for numbers in zip(*found, strict=True)) if found else (0, 0)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv)

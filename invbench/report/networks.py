@@ -177,4 +177,19 @@ def network_sentences(results: ResultSet) -> list[str]:
             if best.ceiling:
                 free = f"; with involution free it would be {faster_or_slower(best.ceiling.median)}"
             told.append(f"{at}{best.row.subject} ({best.row.backend}) is {answer} ({regimes}){free}.")
-    return told or ["No network with involution was timed beside its counterpart, so there is nothing to conclude."]
+    return told or _counted(results)
+
+
+def _counted(results: ResultSet) -> list[str]:
+    """What counts alone say."""
+    told = []
+    for row in results.results:
+        ratio = row.ratio
+        if ratio and ratio.params is not None and ratio.flop is not None and row.subject != row.baseline:
+            told.append(
+                f"{row.subject} has {three_digits(ratio.params)}x the parameters and {three_digits(ratio.flop)}x the "
+                f"multiply-adds of {row.baseline}; nothing was timed."
+            )
+    timed = any(row.latency for row in results.results)
+    nothing = "No network with involution was timed beside its counterpart, so there is nothing to conclude."
+    return [nothing] if timed or not told else told

@@ -1,0 +1,204 @@
+"""Networks made ready to be called, and proved right: by every backend, with involution for free, and as deployed.
+
+Random parameters alone make a poor subject: an untrained RedNet's blocks are their shortcut, and an involution is
+quadratic in its input, so that rounding grows from layer to layer. So networks get what training gives them: statistics
+of images that have passed through, and blocks that add a little to their shortcut.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invbench.harness.networks import TORCH, NetworkSubject
+from invbench.harness.networks.breakdown import NAMED_KERNELS
+from invbench.harness.steps import MEMORY_FORMATS, Step, largest_difference, norm_difference, random_normal
+from invbench.models import create
+from invbench.models.folding import fold_batch_norm
+from invbench.models.residual import Bottleneck
+from invbench.ops import Involution2d
+from invbench.spec import FREE, Mode, NetworkCase, Regime
+
+CLASSES = 1000
+CHECKED_IMAGES = 4
+SETTLING_IMAGES = 2
+BRANCH_SCALE = (0.1, 0.3)  # of a block's last norm: what it adds to its shortcut
+
+# The largest difference of the logits from the float64 reference, as a share of its largest logit, and of a parameter's
+# gradient in Euclidean norm. Rounding grows through 50 to 150 layers (seen: float32 1e-6 to 8e-5 and 0.03, bfloat16
+# 0.02 to 0.4); gradients jump besides where a ReLU's input crosses zero. A wrong tap or border is of the order of 1.
+TOLERANCE = {"float64": 1e-8, "float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1}
+GRADIENT_TOLERANCE = {"float64": 1e-6, "float32": 1e-1, "float16": 3e-1, "bfloat16": 8e-1}
+
+
+class Strided(nn.Module):
+    """Every stride-th pixel: the cheapest thing with the shape of an involution with that stride."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ceil(H / stride), ceil(W / stride)] from x [N, C, H, W]; no copy."""
+        return x[..., :: self.stride, :: self.stride]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What the rows of a point are made of: for each model one set of parameters, whatever computes it.
+
+    named_kernels: whether torch.compile names what it generates, for a breakdown.
+    """
+
+    case: NetworkCase
+    seed: int
+    named_kernels: bool = False
+
+    def original(self, model: str, free: bool) -> nn.Module:
+        """A network with random parameters that behave; free: with the identity for every involution."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1)
+            # The reference's backend, so that a wrong one cannot spoil what the others compute.
+            network = create(model, self.case.stem_kernel_size, CLASSES, backend="naive")
+            network = without_involutions(network) if free else network
+            where: dict[str, Any] = {"device": self.case.device}
+            where["memory_format"] = MEMORY_FORMATS[self.case.layout]  # not in torch's stubs
+            network = network.to(**where)
+            _settle(network, self._images(SETTLING_IMAGES, self.seed + 3, "float32"))
+        return network.to(getattr(torch, self.case.dtype)).train(self.case.mode is not Mode.FORWARD)
+
+    def step(self, original: nn.Module, subject: NetworkSubject) -> Step:
+        """The network as the subject runs it, on the point's images."""
+        network = with_backend(original, subject.backend) if subject.backend not in (FREE, TORCH) else original
+        function = deployed(network, self.named_kernels) if subject.regime is Regime.COMPILED else network
+        return self._step(network, function, self.case.N, self.case.dtype)
+
+    def check(
+        self, original: nn.Module, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]
+    ) -> Check:
+        """Compare logits and, where they are timed, all gradients with the float64 reference by the naive backend.
+
+        results: what the step returned. known: references so far, by original; its rows share one. Up to
+        ``CHECKED_IMAGES`` images are checked; a training step of more runs once more with so many, since its batch
+        norms see the whole batch.
+        """
+        count = min(self.case.N, CHECKED_IMAGES)
+        if id(original) not in known:
+            # Only CUDA is known to have float64 on the device.
+            device = self.case.device if torch.device(self.case.device).type == "cuda" else "cpu"
+            reference = with_backend(original, "naive").to(device, torch.float64)
+            known[id(original)] = self._step(reference, reference, count, "float64", device).results()
+        if self.case.mode is Mode.FORWARD:
+            outputs = [results[0][:count]]
+        elif count < self.case.N:
+            outputs = self._step_of(step, count).results()
+        else:
+            outputs = list(results)
+        return _worst(outputs, known[id(original)], self._precision())
+
+    def _step(
+        self, network: nn.Module, function: Callable[..., Tensor], count: int, dtype: str, device: str | None = None
+    ) -> Step:
+        images = self._images(self.case.N, self.seed, self.case.dtype)[:count]
+        images = images.to(device or self.case.device, getattr(torch, dtype))
+        if self.case.mode is Mode.FORWARD:
+            return Step(Mode.FORWARD, function, [images])
+        grad_y = random_normal((self.case.N, CLASSES), self.seed + 2, self.case.device, self.case.dtype)[:count]
+        return Step(self.case.mode, function, [images], list(network.parameters()), grad_y.to(images))
+
+    def _step_of(self, step: Step, count: int) -> Step:
+        assert step.grad_y is not None
+        return Step(step.mode, step.function, [step.inputs[0][:count]], step.differentiated, step.grad_y[:count])
+
+    def _images(self, count: int, seed: int, dtype: str) -> Tensor:
+        return random_normal((count, 3, self.case.H, self.case.W), seed, self.case.device, dtype, self.case.layout)
+
+    def _precision(self) -> str:
+        """cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
+        on_cuda = torch.device(self.case.device).type == "cuda"
+        tf32 = on_cuda and self.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+        return "float16" if tf32 else self.case.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The difference from the reference that uses most of its tolerance."""
+
+    relative: float
+    tolerance: float
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the network may be timed; never if anything is NaN."""
+        return self.relative <= self.tolerance
+
+
+def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Check:
+    worst = Check(0.0, TOLERANCE[precision])
+    for index, (output, reference) in enumerate(zip(outputs, references, strict=True)):
+        if index == 0:  # the logits, then the gradients
+            found = Check(largest_difference(output, reference), TOLERANCE[precision])
+        else:
+            found = Check(norm_difference(output, reference), GRADIENT_TOLERANCE[precision])
+        if not found.is_close:  # also where it is NaN
+            return found
+        worst = max(worst, found, key=lambda check: check.relative / check.tolerance)
+    return worst
+
+
+def with_backend(network: nn.Module, backend: str) -> nn.Module:
+    """A copy whose involutions are all computed by one backend."""
+    changed = copy.deepcopy(network)
+    for part in changed.modules():
+        if isinstance(part, Involution2d):
+            part.backend = backend
+    return changed
+
+
+def without_involutions(network: nn.Module) -> nn.Module:
+    """A copy with the cheapest thing of the right shape where each involution was."""
+    changed = copy.deepcopy(network)
+    for name, part in list(changed.named_modules()):
+        if isinstance(part, Involution2d):
+            parent, _, leaf = name.rpartition(".")
+            stride = part.spec.stride
+            setattr(changed.get_submodule(parent), leaf, Strided(stride) if stride > 1 else nn.Identity())
+    return changed
+
+
+def deployed(network: nn.Module, named: bool = False) -> Callable[[Tensor], Tensor]:
+    """An eval network with its batch norms folded away, compiled as one graph; named: its kernels, for the profiler."""
+    folded = fold_batch_norm(network)
+
+    def call(x: Tensor) -> Tensor:
+        y: Tensor = folded(x)
+        return y
+
+    # A code object of its own for each network: torch.compile gives up on one that it has compiled too often.
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=NAMED_KERNELS if named else None)
+
+
+def _settle(network: nn.Module, images: Tensor) -> None:
+    """Statistics of images in every norm, and blocks that add a little to their shortcut."""
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        norm.reset_running_stats()
+    for part in network.modules():
+        if isinstance(part, Bottleneck):
+            nn.init.uniform_(part.bn3.weight, *BRANCH_SCALE)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the average over all batches so far, and this is the first
+    with torch.no_grad():
+        network.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,176 @@
+"""Networks side by side, from nothing to rows: build, prove, warm up, measure, and only then tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from invbench.harness import machine
+from invbench.harness.networks import TORCH, NetworkSettings, NetworkSubject, require_trainable
+from invbench.harness.networks.breakdown import break_down, is_possible
+from invbench.harness.networks.build import Networks
+from invbench.harness.point import Point
+from invbench.harness.settings import Unwatched, check_clock
+from invbench.harness.steps import Step
+from invbench.harness.timing import Arm, Run, cudnn_autotune, measure_arms, with_warnings
+from invbench.models import SUBJECTS, create
+from invbench.models.counting import count
+from invbench.ops import BACKENDS
+from invbench.ops.functional import choose_backend
+from invbench.results import Result, Status
+from invbench.spec import FREE, BackendUnavailableError, Mode, NetworkCase, Regime
+from invbench.verdict.networks import with_network_ratios
+
+NetworkArm = Arm[NetworkSubject, Step]
+
+
+def compare_networks(
+    case: NetworkCase, settings: NetworkSettings, tell: Callable[[str], None] = lambda _: None
+) -> Point:
+    """Measure networks at one point, all rows interleaved.
+
+    tell: told what is being waited for. Raises InvbenchError, before anything is built, for what cannot be measured
+    here.
+    """
+    device = machine.check_device(case.device)
+    case = replace(case, device=str(device))
+    check_clock(settings.clock, device.type)
+    machine.check_threads(case.threads)
+    require_trainable(case)
+    _refuse(settings, device, case.dtype)
+    run = Run(settings, device, tell, Unwatched())
+    machine.set_threads(case.threads)
+    load = machine.load()  # before our own work counts
+    with cudnn_autotune(device, settings.autotune):
+        with run.phase("prepare"):
+            arms = _prepared(run, case, settings)
+        peaks = run.peaks(case.dtype)
+        environment = machine.fingerprint(device)
+        environment["cpu"]["load"] = load
+        with run.phase("measure"):
+            interrupted = measure_arms(run, arms, settings.baselines(case.mode))
+        try:
+            if settings.breakdown and not interrupted:
+                _break_down(run, arms)
+        except KeyboardInterrupt:  # the latencies are kept
+            interrupted = True
+    results = [with_warnings(arm.result, environment) for arm in arms]
+    return Point(with_network_ratios(results), peaks, environment, interrupted, run.seconds)
+
+
+def count_networks(case: NetworkCase, settings: NetworkSettings) -> Point:
+    """The counts of each network and nothing timed: a row each, ``ok`` and without latency."""
+    rows = []
+    for model in settings.networks():
+        with torch.device("meta"):
+            network = create(model, stem_kernel_size=case.stem_kernel_size)
+        backend = settings.backends[0] if SUBJECTS[model].has_involution else TORCH
+        rows.append(_counted(Result(model, backend, case, baseline=settings.baseline_of(model)), network))
+    return Point(with_network_ratios(rows), {}, machine.fingerprint(torch.device("cpu")), False, {})
+
+
+def complete(
+    case: NetworkCase, settings: NetworkSettings, device: str | None, threads: int | None
+) -> tuple[NetworkCase, NetworkSettings]:
+    """What was left open: cuda where there is one, else cpu; all usable cores; "auto" as the backend it chooses here.
+
+    Raises BackendUnavailableError where "auto" finds none.
+    """
+    name = machine.full_name(device)
+    case = replace(case, device=name, threads=threads or machine.usable_cores())
+    place = torch.empty(0, device=machine.check_device(name), dtype=getattr(torch, case.dtype))
+    chosen = (choose_backend(place) if backend == "auto" else backend for backend in settings.backends)
+    return case, replace(settings, backends=tuple(dict.fromkeys(chosen)))
+
+
+def _refuse(settings: NetworkSettings, device: torch.device, dtype: str) -> None:
+    refusals = {name: BACKENDS[name].refusal(device.type, dtype) for name in settings.asked_for}
+    if refusals and all(refusals.values()):
+        raise BackendUnavailableError("; ".join(f"--backend {name}: {why}" for name, why in refusals.items()))
+
+
+def _prepared(run: Run, case: NetworkCase, settings: NetworkSettings) -> list[NetworkArm]:
+    networks = Networks(case, settings.seed, settings.breakdown)
+    originals: dict[tuple[str, bool], torch.nn.Module] = {}
+    references: dict[Any, list[torch.Tensor]] = {}
+    arms = []
+    for subject in settings.subjects(case.mode):
+        slow = " (torch.compile can take half a minute the first time)" if subject.regime is Regime.COMPILED else ""
+        run.tell(f"preparing {subject.label}{slow}")
+        row = Result(subject.model, subject.backend, case, regime=subject.regime)
+        arm = NetworkArm(subject, replace(row, baseline=settings.baseline_of(subject.model)))
+        arms.append(arm)
+        refusal = _refusal(subject, run.device.type, case.dtype)
+        if refusal:
+            arm.fail(Status.UNAVAILABLE, refusal)
+            continue
+        key = subject.model, subject.backend == FREE
+        try:
+            if key not in originals:
+                originals[key] = networks.original(*key)
+            arm.result = _counted(arm.result, originals[key])
+            _prove(arm, networks, originals[key], references, run.device)
+        except Exception as error:  # noqa: BLE001 -- a failed row is a result; the others go on
+            arm.raised(error)
+    return arms
+
+
+def _break_down(run: Run, arms: list[NetworkArm]) -> None:
+    """Fill in where the time of a call goes."""
+    run.tell("looking where the time goes")
+    for arm in arms:
+        if arm.runnable is None or arm.result.seconds is None:
+            continue
+        if is_possible(run.device):
+            arm.result = replace(arm.result, breakdown=break_down(arm.runnable, arm.result.seconds))
+        else:
+            warning = f"no breakdown on {run.device.type}: it is for the CPU; use --device cpu"
+            arm.result = replace(arm.result, warnings=(*arm.result.warnings, warning))
+
+
+def _refusal(subject: NetworkSubject, device: str, dtype: str) -> str | None:
+    """Why the row cannot run here: its backend, or torch.compile, which the backend of that name knows about."""
+    names = [subject.backend, *(["compiled"] if subject.regime is Regime.COMPILED else [])]
+    reasons = (BACKENDS[name].refusal(device, dtype) for name in names if name in BACKENDS)
+    return next(filter(None, reasons), None)
+
+
+def _prove(
+    arm: NetworkArm, networks: Networks, original: torch.nn.Module, references: dict[Any, Any], device: torch.device
+) -> None:
+    """The first call, and whether it is right."""
+    step = networks.step(original, arm.subject)
+    started = time.perf_counter()
+    outputs = step.results()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    first_call = time.perf_counter() - started
+    check = networks.check(original, step, outputs, references)
+    relative = check.relative if math.isfinite(check.relative) else None  # JSON has no NaN
+    error = {"relative": relative, "tolerance": check.tolerance}
+    arm.result = replace(arm.result, first_call=first_call, error=error)
+    arm.runnable = step
+    if not check.is_close:
+        arm.fail(
+            Status.MISMATCH,
+            f"differs from the float64 reference by {check.relative:.1e} of its size: expected at most "
+            f"{check.tolerance:.0e}; do not use this backend for this network",
+        )
+
+
+def _counted(row: Result, network: torch.nn.Module) -> Result:
+    """The row with the counts of one image, and what others say of the network."""
+    case = row.case
+    counts = count(network, case.H, case.W)
+    mode = Mode(case.mode)
+    published = SUBJECTS[row.subject].published
+    return replace(
+        row, params=counts.params, params_trainable=counts.params_trainable, macs=counts.macs,
+        macs_mmcv=counts.macs_mmcv, flop=mode.flop_per_mac * counts.macs,
+        published=asdict(published) if published and row.backend != FREE else None,
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""``invbench compare-models``: options, one line for each bad input, what goes where, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import assert_one_line, run
+from test_networks import FakeClock, clock  # noqa: F401 -- a fixture
+
+from invbench.harness.networks import comparing
+from invbench.models import SUBJECTS
+from invbench.ops import unfold
+from invbench.results import ResultSet, Status
+from invbench.spec import Regime
+
+SMALL = ["compare-models", "--models=rednet26", "--image-size=48", "--device=cpu", "--threads=1", "--backend=unfold"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
+    "unknown model": (["--models", "rednet51"], ["--models", "rednet51", "try rednet50"]),
+    "no model": (["--models", ""], ["--models", "rednet50"]),
+    "empty name": (["--models", "rednet50,"], ["--models"]),
+    "unknown baseline": (["--baseline", "vgg"], ["--baseline", "vgg"]),
+    "unknown backend": (["--backend", "foo"], ["--backend", "foo", "numba"]),
+    "unknown mode": (["--mode", "backward"], ["--mode", "backward", "train"]),
+    "unknown dtype": (["--dtype", "int8"], ["--dtype", "int8"]),
+    "unknown layout": (["--layout", "foo"], ["--layout", "foo"]),
+    "unknown device": (["--device", "foo"], ["--device", "foo"]),
+    "stem": (["--stem-kernel-size", "5"], ["--stem-kernel-size", "5", "7"]),
+    "no images": (["--N", "0"], ["--N", "0", "at least 1"]),
+    "no pixels": (["--image-size=-4"], ["--image-size", "-4"]),
+    "no threads": (["--threads", "0"], ["--threads", "0"]),
+    "image in words": (["--image-size", "big"], ["--image-size", "big"]),
+    "no budget": (["--budget", "0"], ["--budget", "0"]),
+    "negative seed": (["--seed=-1"], ["--seed", "-1"]),
+    "nothing to normalise": (["--mode", "train", "--image-size", "32"], ["--image-size", "position"]),
+    "both static and breakdown": (["--static", "--breakdown"], ["--static", "--breakdown", "one"]),
+    "unknown format": (["--format", "pdf"], ["--format", "pdf", "markdown"]),
+    "unknown suffix": (["--output", "a.pdf"], ["--output", "a.pdf"]),
+    "device clock": (["--clock", "device", "--device", "cpu"], ["--clock", "device"]),
+    "too many threads": (["--threads", "4096", "--device", "cpu"], ["--threads", "4096"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_2_and_one_line(arguments: list[str], words: list[str], capsys: Any) -> None:
+    assert run("compare-models", *arguments, "--quiet") == 2
+    line = assert_one_line(capsys.readouterr())
+    for word in words:
+        assert word in line, line
+
+
+def test_counts_of_all_networks(capsys: Any) -> None:
+    assert run("compare-models", "--static", f"--models={','.join(SUBJECTS)}", "--format=json", "--device=cpu") == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [row["subject"] for row in document["results"]] == list(SUBJECTS)
+    for row in document["results"]:
+        assert (row["status"], row["latency"], row["memory"]) == ("ok", None, None)
+        assert row["baseline"] == row["subject"].replace("red", "res")
+        assert row["macs_mmcv"] > row["macs"] > row["params"]
+        assert row["published"]["source"]
+    assert ResultSet.from_json(captured.out).networks().results
+
+
+def test_static_says_what_the_counts_say(capsys: Any) -> None:
+    assert run("compare-models", "--static", "--models=rednet26", "--format=markdown", "--device=cpu", "--quiet") == 0
+    out = capsys.readouterr().out
+    assert "rednet26 has 0.674x the parameters and 0.730x the multiply-adds of resnet26" in out
+
+
+def test_a_run(clock: FakeClock, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+    file = tmp_path / "result.json"
+    assert run(*SMALL, "--budget=0.5", "--stem-kernel-size=3", f"--output={file}", "--seed=5") == 0
+    captured = capsys.readouterr()
+    assert "rednet26 (unfold), eager" in captured.out
+    assert "invbench: preparing rednet26 (unfold), eager\n" in captured.err
+    stored = ResultSet.from_json(file.read_text())
+    assert [row.regime for row in stored.results] == [Regime.EAGER] * 3 + [Regime.COMPILED] * 3
+    assert {row.case.stem_kernel_size for row in stored.results} == {3}
+    assert (stored.settings["seed"], stored.settings["backends"]) == (5, ["unfold"])
+    assert stored.command.startswith("invbench ")
+
+
+def test_a_mismatch_is_4(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # noqa: F811
+    right = unfold.aggregate
+    # Not a factor, which the batch norms of a training step take away.
+    monkeypatch.setattr(unfold, "aggregate", lambda x, weight, spec: right(x, weight, spec).flip(-1))
+    assert run(*SMALL, "--mode=train", "--budget=0.5", "--quiet", "--format=json") == 4
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)["results"]
+    assert [row["status"] for row in rows] == [Status.MISMATCH, Status.OK, Status.OK]
+    assert captured.err == ""
+
+
+def test_an_interrupted_run_is_130_with_what_there_is(clock: FakeClock, capsys: Any) -> None:  # noqa: F811
+    def stop(sample: int) -> None:
+        if sample == 14:
+            raise KeyboardInterrupt
+
+    clock.on_sample = stop
+    assert run(*SMALL, "--mode=train", "--budget=9", "--quiet", "--format=json") == 130
+    assert json.loads(capsys.readouterr().out)["interrupted"] is True
+
+
+def test_interrupted_early_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "compare_networks", stop)
+    assert run(*SMALL, "--quiet") == 130
+    assert "before anything was measured" in assert_one_line(capsys.readouterr())
