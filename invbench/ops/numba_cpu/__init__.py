@@ -38,10 +38,6 @@ from invbench.ops.numba_cpu.jobs import Job, Problem, backward_plan, forward_pla
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
-# The gradient of the weight, which a backward pass through the span does hold, but for so many images at a time that
-# it stays in the last-level cache.
-GRADIENT_BYTES = 8 * 2**20
-
 
 def unavailable(device: str) -> str | None:
     """Numba's CPU target is the only one here."""
@@ -84,29 +80,15 @@ class NumbaKernels:
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
-        problem = _problem(x, generator.G, grad_y.shape[2:], window)
-        exact = _computed_in(x)
-        span, taps = generator.span.to(exact), generator.span.shape[0]
-        channels_last = memory_format_of(x) == torch.channels_last
-        grad_x = empty_grad_x(grad_y, (problem.H, problem.W), channels_last)
-        grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.channels_last)
-        grad_span, grad_bias = span.new_zeros(span.shape), span.new_zeros(taps)
-        positions = problem.H_out * problem.W_out
-        step = max(1, GRADIENT_BYTES // max(1, positions * taps * problem.size))
-        for first in range(0, problem.N, step):
-            images = slice(first, min(first + step, problem.N))
-            part = problem._replace(N=images.stop - first)
-            grads = grad_y.new_empty((part.N, problem.H_out, problem.W_out, taps), dtype=exact)
-            _backward(
-                part, grad_y[images], x=x[images], grad_x=grad_x[images],
-                grad_weight=grads.unflatten(3, (problem.G, -1)).permute(0, 3, 4, 1, 2),
-                hidden=_rows_of_positions(hidden[images], part), generator=generator,
-            )  # fmt: skip
-            by_position = grads.flatten(0, 2)  # [positions of these images, G*K*K]
-            torch.mm(by_position, span, out=grad_hidden[images].permute(0, 2, 3, 1).flatten(0, 2))
-            grad_span.addmm_(by_position.t(), hidden[images].to(exact).permute(0, 2, 3, 1).flatten(0, 2))
-            grad_bias += by_position.sum(0)
-        return grad_x, grad_hidden, grad_span, grad_bias
+        problem, exact = _problem(x, generator.G, grad_y.shape[2:], window), _computed_in(x)
+        grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
+        job = Job(backward_plan(problem, learns=True))
+        sums = _Sums(problem, job, hidden, exact)
+        _backward(
+            problem, grad_y, x=x, grad_x=grad_x, hidden=_rows_of_positions(hidden, problem), generator=generator,
+            sums=sums, job=job,
+        )  # fmt: skip
+        return grad_x, *sums.gradients()
 
     def layer_forward(
         self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
@@ -188,6 +170,44 @@ def _put_weight(job: Job, weight: Tensor | None, hidden: Tensor | None, generato
     return [span, bias]
 
 
+class _Sums:
+    """Where the units of a backward pass sum the gradients of hidden, of the span and of its bias, each apart."""
+
+    def __init__(self, problem: Problem, job: Job, hidden: Tensor, dtype: torch.dtype) -> None:
+        self.problem, self.strip, r = problem, job["strip"], hidden.shape[1]
+        taps, lanes = problem.G * problem.window.K**2, VECTOR_BYTES // problem.size
+        strips, parts = -(-problem.H_out // self.strip), -(-problem.N // job["images"])
+        width = matrix_width(r, problem.size)
+        by_position = hidden.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [N, positions, r]
+        self.by_position = torch.nn.functional.pad(by_position, (0, width - r)).contiguous()
+        # Each strip with room for the vector that begins with its last position.
+        room = self.strip * problem.W_out + lanes
+        self.hidden = torch.empty((-(-problem.G // job["chunk"]), problem.N, r, strips, room), dtype=dtype)
+        self.span = torch.zeros((parts * strips, taps, width), dtype=dtype)
+        self.bias = torch.zeros((parts * strips, taps), dtype=dtype)
+        self.zeros = torch.zeros(1, dtype=dtype)
+
+    def put(self, job: Job) -> None:
+        """Say where they lie."""
+        tensors = (self.hidden, self.span, self.bias, self.by_position)
+        hidden, span, bias, by_position = ([step * self.problem.size for step in t.stride()] for t in tensors)
+        job.put_values(
+            grad_hidden=self.hidden.data_ptr(), grad_hidden_part=hidden[0], grad_hidden_n=hidden[1],
+            grad_hidden_step=hidden[2], grad_hidden_strip=hidden[3],
+            grad_span=self.span.data_ptr(), grad_span_part=span[0], grad_span_row=span[1],
+            grad_bias=self.bias.data_ptr(), grad_bias_part=bias[0],
+            by_position=self.by_position.data_ptr(), by_position_n=by_position[0], by_position_row=by_position[1],
+            zeros=self.zeros.data_ptr(),
+        )  # fmt: skip
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For hidden [N, r, H_out, W_out], channels_last; for the span [G*K*K, r] and for its bias [G*K*K]."""
+        size, r = (self.problem.H_out, self.problem.W_out), self.hidden.shape[2]
+        hidden = self.hidden[..., : self.strip * size[1]].sum(0).flatten(2)[..., : size[0] * size[1]]
+        channels_last = hidden.unflatten(2, size).contiguous(memory_format=torch.channels_last)
+        return channels_last, self.span[..., :r].sum(0), self.bias.sum(0)
+
+
 def _forward(
     problem: Problem, x: Tensor, y: Tensor, weight: Tensor | None = None, hidden: Tensor | None = None,
     generator: Generator | None = None,
@@ -206,16 +226,18 @@ def _forward(
 def _backward(
     problem: Problem, grad_y: Tensor, x: Tensor | None = None, weight: Tensor | None = None,
     grad_x: Tensor | None = None, grad_weight: Tensor | None = None, hidden: Tensor | None = None,
-    generator: Generator | None = None,
+    generator: Generator | None = None, sums: _Sums | None = None, job: Job | None = None,
 ) -> None:  # fmt: skip
-    """Fill grad_x and grad_weight, as far as they are given."""
+    """Fill grad_x and grad_weight, and the sums of a generator's gradients, as far as they are given."""
     if grad_x is not None and not _windows_cover(problem):
         grad_x.zero_()
     if not grad_y.numel():
         return
-    job = Job(backward_plan(problem))
+    job = job or Job(backward_plan(problem, learns=False))
     kept = _put_weight(job, weight, hidden, generator)
     job.put(x=x, y=grad_y, grad_x=grad_x, grad_weight=grad_weight)
+    if sums:
+        sums.put(job)
     seams = None
     strips = -(-problem.H_out // job["strip"])
     if grad_x is not None and strips > 1:

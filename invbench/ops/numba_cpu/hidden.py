@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from invbench.ops.numba_cpu.matmul import COLUMNS, ROWS, matmul_tile
+from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
+from invbench.ops.numba_cpu.matmul import matmul
 from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
 from invbench.ops.numba_cpu.simd import (
-    BFLOAT16,
-    EXACT,
-    FLOAT16,
     VECTOR_BYTES,
     bytes_of,
     fetch,
@@ -19,8 +17,6 @@ from invbench.ops.numba_cpu.simd import (
     finish_vector,
     float_of,
     multiply_vector,
-    read,
-    write,
 )
 from invbench.ops.numba_cpu.slots import clear, read_slots, write_slots
 
@@ -85,15 +81,9 @@ def _reduce(job: Any, zero: Any, scratch: int, n: int, row: int, first: int, cou
         slot = job.C * size
         read_slots(zero, scratch, slot, pixels, job.pooled_element, job.pooled_c, pixel, job.C, count)
         pixels, pixel = scratch, slot
-    step = ROWS if count >= ROWS else 1
-    for done in range(0, width // VECTOR_BYTES, COLUMNS):
-        vectors = min(COLUMNS, width // VECTOR_BYTES - done)
-        for begin in range(0, count, step):
-            p = min(begin, count - step)
-            matmul_tile(
-                zero, step == 1, vectors, pixels + p * pixel, pixel, size, job.matrix + done * VECTOR_BYTES, width,
-                job.C, zeros, 0, sums + p * width + done * VECTOR_BYTES, width,
-            )  # fmt: skip
+    matmul(
+        zero, count, width // VECTOR_BYTES, pixels, pixel, size, job.matrix, width, job.C, zeros, 0, sums, width
+    )  # fmt: skip
     for p in range(count):
         for offset in range(0, width, VECTOR_BYTES):
             finish_vector(zero, sums + p * width + offset, bias + offset, job.rectifies)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from invbench.ops.library import Window
+from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16
 from invbench.ops.numba_cpu.hidden import CHUNK
 from invbench.ops.numba_cpu.record import INDEX
-from invbench.ops.numba_cpu.simd import BFLOAT16, EXACT, FLOAT16, VECTOR_BYTES
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
 # The packed image rows of a unit should stay in the second-level cache, with the weight that is made at once beside
 # them; and the weight in the first.
@@ -21,8 +22,11 @@ IMAGE_BYTES = 256 * 2**10
 TILE_POSITIONS = 112
 # Units that there should be for each thread, so that none waits long for the last one.
 UNITS_PER_THREAD = 4
-# In a backward pass, where the cut may not depend on the threads, lest the sums do.
+# In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have
+# sums of their own for the span, and bytes of what a unit packs for all its groups.
 BACKWARD_UNITS = 16
+PARTS = 8
+CHUNK_BYTES = 512 * 2**10
 # Less work than so many multiply-adds is done before another thread is awake.
 ALONE = 20_000
 
@@ -65,6 +69,13 @@ class Problem(NamedTuple):
         phases = w.stride if w.dilation == 1 else 1
         return phases * -(-columns // phases) * self.slot
 
+    def columns_bytes(self, strip: int) -> int:
+        """The image rows of a strip, packed as columns."""
+        w = self.window
+        columns = -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
+        remainder = (-(-columns * self.size // VECTOR_BYTES) + 1) * VECTOR_BYTES
+        return self.image_rows(strip) * (self.C // self.G) * w.stride * remainder
+
     def image_rows(self, strip: int) -> int:
         """Image rows that the windows of so many output rows meet."""
         w = self.window
@@ -88,34 +99,60 @@ def forward_plan(problem: Problem, threads: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def backward_plan(problem: Problem) -> tuple[int, ...]:
-    """The fields of a backward job, but for its tensors; its cut does not depend on the number of threads."""
+def backward_plan(problem: Problem, learns: bool) -> tuple[int, ...]:
+    """The fields of a backward job, but for its tensors; its cut does not depend on the number of threads.
+
+    learns: whether the gradients of a generator are wanted, for which units of more groups and images are better:
+    there are fewer partial sums.
+    """
     w = problem.window
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
-    by_cache = -(-problem.H_out // problem.strip_within(IMAGE_BYTES))
+    row_bytes = problem.row_bytes * problem.blocks + problem.columns_bytes(1) // problem.image_rows(1)
+    within = max(1, (IMAGE_BYTES // row_bytes - problem.image_rows(1)) // w.stride + 1)
     # A strip may share rows of grad_x with its two neighbours, but with no other.
     least = max(1, -(-(w.dilation * (w.K - 1) + 1) // w.stride) - 1)
-    strips = max(1, min(max(by_units, by_cache), problem.H_out // least))
-    return _plan(problem, -(-problem.H_out // strips))
+    strips = max(1, min(max(by_units, -(-problem.H_out // within)), problem.H_out // least))
+    strip = -(-problem.H_out // strips)
+    strips = -(-problem.H_out // strip)
+    images, chunk = 1, 1
+    if learns:
+        images = -(-problem.N // PARTS)
+        units = -(-problem.N // images) * strips
+        group_bytes = problem.image_rows(strip) * row_bytes
+        chunk = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
+    fields = list(_plan(problem, strip, VECTOR_BYTES // problem.size))
+    parts = {
+        "images": images, "chunk": chunk,
+        "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
+        "columns_bytes": problem.columns_bytes(strip),
+    }  # fmt: skip
+    for name, value in parts.items():
+        fields[INDEX[name]] = value
+    positions_bytes = -(-problem.W_out * problem.size // VECTOR_BYTES) * VECTOR_BYTES
+    row = _rounded(max(problem.W_out * problem.slot, problem.C // problem.G * positions_bytes))
+    tile = fields[INDEX["tile_bytes"]]
+    scratch = chunk * (parts["image_bytes"] + parts["columns_bytes"] + tile) + tile + row + _rounded(8 * w.K)
+    fields[INDEX["scratch_bytes"]] = _rounded(scratch)
+    return tuple(fields)
 
 
-def _plan(problem: Problem, strip: int) -> tuple[int, ...]:
+def _plan(problem: Problem, strip: int, room: int = 0) -> tuple[int, ...]:
+    """room: positions for which a tile has room behind the last one."""
     window, taps, size = problem.window, problem.window.K**2, problem.size
     rows = min(strip, max(1, -(-TILE_POSITIONS // problem.W_out)))
     # An odd number of vectors, so that the taps of a position do not all fall into the same set of a cache.
-    tile_step = (-(-rows * problem.W_out * size // VECTOR_BYTES) | 1) * VECTOR_BYTES
+    tile_step = (-(-(rows * problem.W_out + room) * size // VECTOR_BYTES) | 1) * VECTOR_BYTES
     parts = {
         "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
         "tile_bytes": taps * tile_step,
-        "row_bytes": _rounded(problem.W_out * problem.slot) + _rounded(problem.W_out * taps * size),
+        "row_bytes": _rounded(problem.W_out * problem.slot),
     }
     values = {
         **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
         "K": window.K, "stride": window.stride, "dilation": window.dilation, "padding": window.padding,
         "vectors": problem.vectors, "strip": strip, "rows": rows, "tile_step": tile_step,
         **parts,
-        # A backward job has a second image, for the sums.
-        "scratch_bytes": _rounded(parts["image_bytes"] + sum(parts.values())),
+        "scratch_bytes": _rounded(sum(parts.values())),
     }  # fmt: skip
     return _fields(values)
 

@@ -35,6 +35,14 @@ FIELDS = (
     # bias; and what makes hidden: matrix [C, r] in whole vectors, then a row of biases and one of zeros.
     "hidden", "hidden_n", "hidden_step", "span", "span_row", "bias", "bias_step", "r",
     "matrix", "matrix_row", "rectifies", "norm_epsilon",  # the bits of a float64
+    # What a backward pass through the generator sums, each unit in a part of its own: the gradients of hidden [r,
+    # positions] for each chunk of groups, strips apart, and of span [G*K*K, r] and bias for each block of images and
+    # strip; and hidden once more, [N, positions, r] in whole vectors.
+    "grad_hidden", "grad_hidden_part", "grad_hidden_n", "grad_hidden_step", "grad_hidden_strip",
+    "grad_span", "grad_span_part", "grad_span_row", "grad_bias", "grad_bias_part",
+    "by_position", "by_position_n", "by_position_row", "zeros",
+    # How a backward pass is cut besides: images and groups of a unit, and a group's part of the scratch for columns.
+    "images", "chunk", "columns_bytes",
     # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
     # once, and the bytes from one tap to the next of that weight.
     "vectors", "strip", "rows", "tile_step",

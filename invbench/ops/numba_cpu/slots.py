@@ -9,19 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
 from invbench.ops.numba_cpu.record import compiled, inlined
-from invbench.ops.numba_cpu.simd import (
-    BFLOAT16,
-    EXACT,
-    FLOAT16,
-    VECTOR_BYTES,
-    bytes_of,
-    clear_vector,
-    copy_vector,
-    read,
-    transpose,
-    write,
-)
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, clear_vector, copy_vector, transpose
 
 
 @compiled
@@ -147,14 +137,12 @@ def _inside(job: Any, phase: int) -> tuple[int, int]:
 
 
 @compiled
-def pack(job: Any, zero: Any, target: int, source: int, channels: int, first_row: int, rows: int, clears: bool) -> None:
-    """Rows of the image from first_row on; those outside it are cleared if asked for, else left as they are."""
+def pack(job: Any, zero: Any, target: int, source: int, channels: int, first_row: int, rows: int) -> None:
+    """Rows of the image from first_row on; those outside it are left as they are."""
     slot, phases, phase_size = job.vectors * VECTOR_BYTES, phases_of(job), phase_bytes(job)
     for row in range(rows):
         h, at = first_row + row, target + row * phases * phase_size
         if not 0 <= h < job.H:
-            if clears:
-                clear(at, phases * phase_size)
             continue
         for phase in range(phases):
             start, stop = _inside(job, phase)

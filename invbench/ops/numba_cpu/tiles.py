@@ -25,21 +25,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from invbench.ops.numba_cpu.simd import (
-    FLAGS,
     REGISTERS,
     VECTOR_BYTES,
     broadcast,
     constant,
     count_to,
-    element_bytes,
     load,
     multiply_add,
     real_of,
-    shuffle,
     store,
     vector_of,
 )
-from invbench.ops.numba_cpu.sums import pieces, sums_over_lanes
 
 # Positions of a tile by the vectors of a slot: sums, a slot in hand and a factor have to fit the registers. The sides
 # of RedNet's images are multiples of 7.
@@ -238,50 +234,6 @@ def scatter_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, grad_y: 
                         ]
                     for v, value in enumerate(values):
                         store(builder, value, at, offset + v * VECTOR_BYTES)
-
-            _walk(builder, walk, mode, vectors * VECTOR_BYTES, body)
-
-        _each(builder, shape, emit)
-        return context.get_dummy_value()
-
-    return types.void(zero, SHAPE, WALK, types.int64, types.int64), generate
-
-
-@intrinsic
-def products_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, grad_y: Any, adds: Any) -> Any:
-    """grad_weight[tap] = sum over channels of grad_y * x[tap], for one position; added to what is there if ``adds``.
-
-    ``walk.weight`` is where grad_weight goes; in mode SEVEN its taps must be neighbours.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        shape, walk = _fields(builder, Shape, arguments[1]), _fields(builder, Walk, arguments[2])
-        grad_y = arguments[3]
-        adds = builder.icmp_signed("!=", arguments[4], constant(0))
-        vector, size = vector_of(zero), element_bytes(zero)
-
-        def emit(positions: int, vectors: int, mode: int) -> None:
-            if positions > 1:
-                return
-            gradients = slot_at(builder, vector, grad_y, vectors)
-
-            def body(taps: int, x: Any, weight: Any, weight_tap: Any) -> None:
-                products = []
-                for tap in range(taps):
-                    pixels = slot_at(builder, vector, x, vectors, tap * vectors * VECTOR_BYTES)
-                    product = builder.fmul(gradients[0], pixels[0], flags=FLAGS)
-                    for gradient, pixel in zip(gradients[1:], pixels[1:], strict=True):
-                        product = multiply_add(builder, gradient, pixel, product)
-                    products.append(product)
-                done = 0
-                for total, count in sums_over_lanes(builder, products, size):
-                    for lanes in pieces(count, neighbours=mode == SEVEN):
-                        part = shuffle(builder, total, total, lanes)
-                        tap = constant(done + lanes[0])
-                        at = builder.add(weight, builder.mul(constant(size) if mode == SEVEN else weight_tap, tap))
-                        before = builder.select(adds, load(builder, part.type, at), ir.Constant(part.type, None))
-                        store(builder, builder.fadd(before, part, flags=FLAGS), at)
-                    done += count
 
             _walk(builder, walk, mode, vectors * VECTOR_BYTES, body)
 

@@ -1,0 +1,166 @@
+"""The backward pass: the gradients of x, of a weight that is given, and of the generator of one that is made.
+
+A unit is a strip of rows of some images, for a chunk of groups. It packs what it needs of x, scatters grad_y into its
+own sums of grad_x, and correlates grad_y with x to the gradient of the weight, a few rows at a time. Where the weight
+is made, that gradient is used up at once, in two matrix products, and never reaches memory as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invbench.ops.numba_cpu.columns import (
+    correlate_row,
+    pack_columns,
+    remainder_bytes,
+    row_of_positions_bytes,
+    total_of,
+    write_offsets,
+)
+from invbench.ops.numba_cpu.elements import EXACT, read, write
+from invbench.ops.numba_cpu.matmul import add_matmul, matmul
+from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
+from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
+from invbench.ops.numba_cpu.seams import finish_strip
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
+from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
+
+NEXT_SLOT = 8 * INDEX["next_slot"]
+
+
+@compiled
+def _scatter(
+    job: Any, zero: Any, sums: int, tile: int, row: int, n: int, g: int, top: int, first: int, last: int
+) -> None:
+    """Add what the output rows from first to last bring to grad_x. top: the first row of the strip."""
+    size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
+    blocks, most = blocks_of(job, zero)
+    group_channels = job.C // job.G
+    row_bytes = phases_of(job) * phase_bytes(job)
+    block_bytes = image_rows(job, job.strip) * row_bytes
+    weight, tap, weight_h, position = weight_of(job, zero, tile, n, g, first, last)
+    for i in range(first, last):
+        u, end = met(job, i)
+        at = weight + (i - first) * weight_h + u * job.K * tap
+        for block in range(blocks):
+            channels = min(most, group_channels - block * most)
+            grad_y, step = job.y + n * job.y_n + i * job.y_h + (g * group_channels + block * most) * job.y_c, job.y_w
+            if not (job.y_element == EXACT and job.y_c == size and channels * size == slot):
+                read_slots(zero, row, slot, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+                grad_y, step = row, slot
+            to = sums + block * block_bytes + (job.stride * (i - top) + job.dilation * u) * row_bytes
+            scatter_row(job, zero, to, at, tap, position, end - u, grad_y, step)
+
+
+@compiled
+def _correlate(
+    job: Any, zero: Any, columns: int, offsets: int, row: int, gradient: int, n: int, g: int, top: int, first: int,
+    last: int,
+) -> None:  # fmt: skip
+    """gradient [K*K, positions] of the weight of the output rows from first to last; zeros up to whole vectors."""
+    size, taps = bytes_of(zero), job.K * job.K
+    line = job.C // job.G * job.stride * remainder_bytes(job, zero)
+    # In order, since the last vector of a row reaches into the next one.
+    for i in range(first, last):
+        to = gradient + (i - first) * job.W_out * size
+        correlate_row(job, zero, columns + job.stride * (i - top) * line, offsets, row, n, g, i, to)
+    count = (last - first) * job.W_out
+    for tap in range(taps):
+        for position in range(count, -(-count * size // VECTOR_BYTES) * VECTOR_BYTES // size):
+            write(EXACT, zero, gradient + tap * job.tile_step + position * size)
+
+
+@compiled
+def _give(job: Any, zero: Any, gradient: int, n: int, g: int, first: int, last: int) -> None:
+    """Write grad_weight of the output rows from first to last."""
+    size, taps = bytes_of(zero), job.K * job.K
+    to = job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g + first * job.grad_weight_h
+    lines, count = last - first, job.W_out
+    if job.grad_weight_h == job.W_out * job.grad_weight_w:
+        lines, count = 1, lines * count
+    for line in range(lines):
+        # Taps and positions take the places of positions and channels.
+        write_slots(
+            zero, gradient + line * job.W_out * size, job.tile_step, to + line * job.grad_weight_h,
+            job.grad_weight_element, job.grad_weight_w, job.grad_weight_t, count, taps,
+        )  # fmt: skip
+
+
+@compiled
+def _learn(
+    job: Any, zero: Any, gradient: int, n: int, chunk: int, part: int, strip: int, first: int, last: int, groups: int
+) -> None:  # fmt: skip
+    """What the gradient of the weight of some groups brings to those of hidden, of the span and of its bias."""
+    size, taps = bytes_of(zero), job.K * job.K
+    rows, position, count = groups * taps, first * job.W_out, (last - first) * job.W_out
+    row, strips = chunk * job.chunk * taps, -(-job.H_out // job.strip)
+    vectors = -(-count * size // VECTOR_BYTES)
+    hidden = job.grad_hidden + chunk * job.grad_hidden_part + n * job.grad_hidden_n + strip * job.grad_hidden_strip
+    hidden += (first - strip * job.strip) * job.W_out * size
+    # The last vector reaches beyond the last position, into the next rows of the strip or into room behind it.
+    matmul(
+        zero, job.r, vectors, job.span + row * job.span_row, size, job.span_row, gradient, job.tile_step, rows,
+        job.zeros, 0, hidden, job.grad_hidden_step,
+    )  # fmt: skip
+    add_matmul(
+        zero, rows, job.grad_span_row // VECTOR_BYTES, gradient, job.tile_step, size,
+        job.by_position + n * job.by_position_n + position * job.by_position_row, job.by_position_row, count,
+        job.grad_span + (part * strips + strip) * job.grad_span_part + row * job.grad_span_row, job.grad_span_row,
+    )  # fmt: skip
+    bias = job.grad_bias + (part * strips + strip) * job.grad_bias_part + row * size
+    for k in range(rows):
+        total = total_of(zero, gradient + k * job.tile_step, vectors)
+        write(EXACT, read(EXACT, zero, bias + k * size) + total, bias + k * size)
+
+
+@inlined
+def _rounded(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+@compiled
+def backward(job: Any, zero: Any) -> None:
+    """grad_x, grad_weight and the gradients of the generator, as far as they are wanted."""
+    scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
+    taps, row = job.K * job.K, scratch
+    offsets = row + _rounded(
+        max(job.vectors * VECTOR_BYTES * job.W_out, job.C // job.G * row_of_positions_bytes(job, zero))
+    )
+    tile = offsets + _rounded(8 * job.K)
+    gradients = tile + job.tile_bytes
+    sums = gradients + job.chunk * job.tile_bytes
+    columns = sums + job.chunk * job.image_bytes
+    strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
+    wants_weight = job.grad_weight or job.grad_span
+    write_offsets(job, zero, offsets)
+    while True:
+        unit = fetch_add(job.address, 1)
+        if unit >= parts * strips * chunks:
+            break
+        chunk, strip, part = unit % chunks, unit // chunks % strips, unit // chunks // strips
+        groups = range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.G))
+        top = strip * job.strip
+        bottom = min(top + job.strip, job.H_out)
+        for n in range(part * job.images, min((part + 1) * job.images, job.N)):
+            for g in groups:
+                if job.grad_x:
+                    clear(sums + (g - groups.start) * job.image_bytes, job.image_bytes)
+                if wants_weight:
+                    pack_columns(job, zero, columns + (g - groups.start) * job.columns_bytes, n, g, top, bottom)
+            for first in range(top, bottom, job.rows):
+                last = min(first + job.rows, bottom)
+                for g in groups:
+                    if job.grad_x:
+                        to = sums + (g - groups.start) * job.image_bytes
+                        _scatter(job, zero, to, tile, row, n, g, top, first, last)
+                    if wants_weight:
+                        gradient = gradients + (g - groups.start) * taps * job.tile_step
+                        at = columns + (g - groups.start) * job.columns_bytes
+                        _correlate(job, zero, at, offsets, row, gradient, n, g, top, first, last)
+                        if job.grad_weight:
+                            _give(job, zero, gradient, n, g, first, last)
+                if job.grad_span:
+                    _learn(job, zero, gradients, n, chunk, part, strip, first, last, len(groups))
+            for g in groups:
+                if job.grad_x:
+                    finish_strip(job, zero, sums + (g - groups.start) * job.image_bytes, n, g, strip)
