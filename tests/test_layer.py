@@ -275,3 +275,20 @@ def test_layer_in_another_dtype(dtype: torch.dtype) -> None:
     layer = Involution2d(16, 3, dtype=dtype)
     assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
     assert layer(torch.randn(2, 16, 5, 5, dtype=dtype)).dtype == dtype
+
+
+@by_quick_target
+@pytest.mark.parametrize("stride", [1, 2])
+def test_inference_with_fixed_statistics(stride: int, backend: str, device: str) -> None:
+    """A backend may fold the norm into reduce and compute the whole layer at once."""
+    require(backend, device)
+    torch.manual_seed(0)
+    layer = Involution2d(32, 3, stride, backend=backend, device=device).eval()
+    reference = copy.deepcopy(layer)
+    for parameter in (layer.norm.running_mean, layer.norm.running_var, *layer.norm.parameters()):
+        torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    reference.load_state_dict(layer.state_dict())
+    reference.double().backend = "naive"
+    x = torch.randn(2, 32, 9, 7, device=device)
+    with torch.inference_mode():
+        assert relative_error(layer(x), reference(x.double()).cpu()) <= 1e-5

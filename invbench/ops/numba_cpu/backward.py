@@ -67,7 +67,7 @@ def _correlate(
     count = (last - first) * job.W_out
     for tap in range(taps):
         for position in range(count, -(-count * size // VECTOR_BYTES) * VECTOR_BYTES // size):
-            write(EXACT, zero, gradient + tap * job.tile_step + position * size)
+            write(EXACT, zero, zero, gradient + tap * job.tile_step + position * size)
 
 
 @compiled
@@ -110,7 +110,7 @@ def _learn(
     bias = job.grad_bias + (part * strips + strip) * job.grad_bias_part + row * size
     for k in range(rows):
         total = total_of(zero, gradient + k * job.tile_step, vectors)
-        write(EXACT, read(EXACT, zero, bias + k * size) + total, bias + k * size)
+        write(EXACT, zero, read(EXACT, zero, bias + k * size) + total, bias + k * size)
 
 
 @inlined

@@ -95,17 +95,19 @@ def read(typing_context: Any, element: Any, zero: Any, address: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def write(typing_context: Any, element: Any, value: Any, address: Any) -> Any:
-    """A number to an address, rounded to nearest; element, a constant, says how it is to lie there."""
+def write(typing_context: Any, element: Any, zero: Any, number: Any, address: Any) -> Any:
+    """A number of ``zero``'s type to an address, rounded to nearest; element, a constant, says how it is to lie
+    there."""
     code = element.literal_value
-    value = types.unliteral(value)
+    zero = types.unliteral(zero)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = arguments[1]
+        number = arguments[2]
         if code != EXACT:
-            single = builder.fptrunc(number, ir.FloatType()) if value == types.float64 else number
+            single = builder.fptrunc(number, ir.FloatType()) if zero == types.float64 else number
             number = _TO_BITS[code](builder, single)
-        store(builder, number, arguments[2])
+        store(builder, number, arguments[3])
         return context.get_dummy_value()
 
-    return types.void(element, value, types.int64), generate
+    # Numba converts another number to the type that is named here.
+    return types.void(element, zero, zero, types.int64), generate

@@ -45,7 +45,7 @@ def _fold(job: Any, zero: Any, scales: int, unit: int) -> None:
             variance = _read(zero, job.norm_variance_element, job.norm_variance + k * job.norm_variance_r)
             scale = _read(zero, job.norm_scale_element, job.norm_scale + k * job.norm_scale_r)
             scale = scale / np.sqrt(variance + float_of(zero, job.norm_epsilon))
-        write(EXACT, scale, scales + k * size)
+        write(EXACT, zero, scale, scales + k * size)
     first = unit * FOLDED
     count = min(FOLDED, job.C - first)
     rows = job.matrix + first * width
@@ -67,7 +67,7 @@ def _fold(job: Any, zero: Any, scales: int, unit: int) -> None:
                 mean = _read(zero, job.norm_mean_element, job.norm_mean + k * job.norm_mean_r)
                 shift = _read(zero, job.norm_shift_element, job.norm_shift + k * job.norm_shift_r)
                 bias = (bias - mean) * read(EXACT, zero, scales + k * size) + shift
-            write(EXACT, bias, biases + k * size)
+            write(EXACT, zero, bias, biases + k * size)
 
 
 @compiled

@@ -21,19 +21,19 @@ def convert(
     """Numbers from one place and element to another."""
     if element == EXACT and to == EXACT:
         for m in range(count):
-            write(EXACT, read(EXACT, zero, source + m * step), target + m * target_step)
+            write(EXACT, zero, read(EXACT, zero, source + m * step), target + m * target_step)
     elif element == FLOAT16:
         for m in range(count):
-            write(EXACT, read(FLOAT16, zero, source + m * step), target + m * target_step)
+            write(EXACT, zero, read(FLOAT16, zero, source + m * step), target + m * target_step)
     elif element == BFLOAT16:
         for m in range(count):
-            write(EXACT, read(BFLOAT16, zero, source + m * step), target + m * target_step)
+            write(EXACT, zero, read(BFLOAT16, zero, source + m * step), target + m * target_step)
     elif to == FLOAT16:
         for m in range(count):
-            write(FLOAT16, read(EXACT, zero, source + m * step), target + m * target_step)
+            write(FLOAT16, zero, read(EXACT, zero, source + m * step), target + m * target_step)
     else:
         for m in range(count):
-            write(BFLOAT16, read(EXACT, zero, source + m * step), target + m * target_step)
+            write(BFLOAT16, zero, read(EXACT, zero, source + m * step), target + m * target_step)
 
 
 @inlined
