@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_page import browser, choose, complaints, in_browser, opened, requests, visible  # noqa: F401 -- a fixture
 from test_results import document, row, samples
 
 from invbench.report import FORMATS
@@ -224,3 +225,25 @@ def test_two_documents_are_compared_regime_by_regime(name: str) -> None:
     text = COMPARISON_FORMATS[name](comparison)
     assert "rednet50" in text
     assert "folded and compiled" in text
+
+
+@in_browser
+def test_the_page_of_networks_filters_without_complaints(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    opened(browser, FORMATS["html"](pair()), tmp_path)
+    assert complaints(browser) == []
+    assert requests(browser) <= {"file", "data"}
+    assert len(visible(browser)) == 6
+    choose(browser, "[data-filter=regime]", "eager")
+    assert len(visible(browser)) == 3
+    choose(browser, "[data-filter=backend]", "numba")
+    assert [cells[0] for cells in visible(browser)] == ["rednet50 (numba), eager"]
+    assert len(visible(browser, "kind")) == 4  # the table of where time goes stays whole
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@in_browser
+def test_a_page_of_both_kinds_draws_without_complaints(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    both = replace(pair(), results=(*pair().results, row(), row("conv2d", "torch", 0.01)))
+    opened(browser, FORMATS["html"](both), tmp_path)
+    assert complaints(browser) == []
+    assert (len(visible(browser)), len(visible(browser, "network"))) == (2, 6)

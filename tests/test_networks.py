@@ -299,13 +299,11 @@ def test_free_involutions_have_the_shapes_of_real_ones(size: tuple[int, int]) ->
 @pytest.mark.slow
 def test_deployed_networks_compile_one_after_another() -> None:
     # More networks than torch.compile would compile one function for.
-    networks = Networks(replace(SMALL, H=33, W=33), 0)
-    original = networks.original("resnet26", free=False)
-    x = torch.randn(1, 3, 33, 33)
+    x = torch.randn(1, 3, 9, 9)
     with torch.inference_mode():
-        expected = original(x)
-        for _ in range(torch._dynamo.config.recompile_limit + 2):
-            torch.testing.assert_close(deployed(original)(x), expected, rtol=1e-3, atol=1e-3)
+        for channels in range(1, torch._dynamo.config.recompile_limit + 3):
+            network = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels)).eval()
+            torch.testing.assert_close(deployed(network)(x), network(x))
 
 
 @pytest.mark.slow
