@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from invbench.ops import BACKENDS
 from invbench.spec import Case, LayerSpec, Mode, Scope
 
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -106,7 +107,8 @@ def held_bytes(subject: str, backend: str, case: Case) -> int:
     border = 2 * s.padding if extended else 0
     images = case.N * s.C * (case.H + border) * (case.W + border) + case.positions * s.C
     elements = images + WORK[subject, case.scope](s).params
-    if subject == "involution":
+    makes_weight_on_the_way = case.scope is Scope.LAYER and backend in BACKENDS and BACKENDS[backend].fused
+    if subject == "involution" and not makes_weight_on_the_way:
         elements += case.positions * s.taps * s.G
         if backend == "unfold":
             elements += 2 * case.positions * s.C * s.taps

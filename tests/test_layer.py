@@ -179,6 +179,12 @@ def test_copies_compute_the_same_and_share_nothing(clone) -> None:
     assert layer.span.weight.any()
 
 
+def test_another_dtype_on_the_meta_device_is_refused_by_torch() -> None:
+    layer = Involution2d(16, 3, device="meta").bfloat16()
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        layer(torch.empty(1, 16, 4, 4, device="meta"))
+
+
 def test_meta_device_and_back() -> None:
     layer = Involution2d(32, 3, stride=2, device="meta")
     assert layer(torch.empty(2, 32, 7, 7, device="meta")).shape == (2, 32, 4, 4)

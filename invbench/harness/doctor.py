@@ -40,7 +40,7 @@ def diagnose(device_name: str | None, threads: int | None, budget: float, tell: 
     watch.look()
     noise = measure_noise(device, case.threads, budget, tell, watch.look)
     observed = watch.finish(case.threads)
-    environment = machine.fingerprint(device)  # now that a kernel has run, Numba tells its threading layer
+    environment = machine.fingerprint(device)
     environment["cpu"]["load"] = load
     findings = (*of_noise(noise), *of_observed(observed), *of_environment(environment))
     return Diagnosis(str(device), case.threads, environment, floors, peaks, noise, observed, findings)

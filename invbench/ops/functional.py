@@ -97,10 +97,15 @@ _select._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SL
 
 def autocast(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that autocast asks for, float64 excepted."""
-    device = tensor.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+    if not is_autocast(tensor) or tensor.dtype == torch.float64:
         return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; the meta device knows none."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _spec_of(x: Tensor, weight: Tensor, stride: int, dilation: int, padding_mode: str) -> LayerSpec:

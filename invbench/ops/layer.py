@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invbench.ops import BACKENDS
-from invbench.ops.functional import autocast, fused_operators, involution2d
+from invbench.ops.functional import autocast, fused_operators, involution2d, is_autocast
 from invbench.ops.fused import Fused, Generator, Norm, Reducer
 from invbench.spec import InvbenchError, LayerSpec, require_choice, require_positive
 
@@ -102,7 +102,7 @@ class Involution2d(nn.Module):
         that is no longer what this class made, or is watched by hooks, is called as it is."""
         span = self.span
         weight = span.weight
-        fits = x.device == weight.device and (x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type))
+        fits = x.device == weight.device and (x.dtype == weight.dtype or is_autocast(x))
         if not (fits and _is_pointwise(span) and span.bias is not None and min(x.shape[1:]) > 0):
             return None
         self.spec.check_size(x.shape[2], x.shape[3])
