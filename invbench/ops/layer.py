@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from invbench.ops import BACKENDS
 from invbench.ops.functional import autocast, fused_operators, involution2d, is_autocast
@@ -66,7 +67,7 @@ class Involution2d(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = self.spec.hidden_channels if hidden_channels is None else hidden_channels
         require_positive("hidden_channels", hidden)
-        self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = _pool(stride) if stride > 1 else nn.Identity()
         self.reduce: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
         self.activation: nn.Module = nn.Identity()
@@ -88,9 +89,9 @@ class Involution2d(nn.Module):
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         fused = self._fused(x)
-        if fused and not torch.is_grad_enabled() and _folds(self.reduce, self.norm, self.activation):
+        if fused and not torch.is_grad_enabled() and self._folds():
             return self._infer(fused, x)
-        hidden = self.activation(self.norm(self.reduce(self.pool(x))))  # [N, hidden, H_out, W_out]
+        hidden = self.activation(self.norm(self._reduced(fused, self.pool(x))))  # [N, hidden, H_out, W_out]
         if fused:
             return fused.span(autocast(x), autocast(hidden), self._generator(), self.spec)
         weight = self.span(hidden).unflatten(1, (self.spec.G, self.spec.taps))  # [N, G, K*K, H_out, W_out]
@@ -101,12 +102,40 @@ class Involution2d(nn.Module):
         """The operators that make the weight where it is used, if the backend has them and nothing forbids it: a part
         that is no longer what this class made, or is watched by hooks, is called as it is."""
         span = self.span
-        weight = span.weight
-        fits = x.device == weight.device and (x.dtype == weight.dtype or is_autocast(x))
-        if not (fits and _is_pointwise(span) and span.bias is not None and min(x.shape[1:]) > 0):
+        if not _is_pointwise(span) or span.bias is None:
+            return None
+        weight, fits = span.weight, span.out_channels == self.spec.G * self.spec.taps
+        fits = fits and x.device == weight.device and (x.dtype == weight.dtype or is_autocast(x))
+        if not fits or min(x.shape[1:]) == 0:
             return None
         self.spec.check_size(x.shape[2], x.shape[3])
         return fused_operators(x, self.backend)
+
+    def _reduced(self, fused: Fused | None, pooled: Tensor) -> Tensor:
+        """reduce(pooled), by an operator of the backend if it has one and that part is what this class made."""
+        reduce = self.reduce
+        if fused and self._is_reduce(reduce):
+            hidden = fused.reduce(autocast(pooled), reduce.weight.flatten(1))
+            return hidden if reduce.bias is None else hidden + reduce.bias.to(hidden.dtype)[:, None, None]
+        result: Tensor = reduce(pooled)
+        return result
+
+    def _folds(self) -> bool:
+        """Whether reduce, norm and activation are one matrix product and perhaps a rectifier, with fixed statistics."""
+        reduce, norm, activation = self.reduce, self.norm, self.activation
+        if not self._is_reduce(reduce) or _is_watched(norm) or _is_watched(activation):
+            return False
+        if type(norm) is nn.BatchNorm2d:
+            has_statistics = norm.running_mean is not None and norm.running_var is not None
+            if norm.training or not (norm.affine and has_statistics):
+                return False
+        elif type(norm) is not nn.Identity:
+            return False
+        return type(activation) in (nn.ReLU, nn.Identity)
+
+    def _is_reduce(self, part: nn.Module) -> TypeGuard[nn.Conv2d]:
+        """Whether a part is a plain 1x1 convolution in the span's dtype."""
+        return _is_pointwise(part) and part.weight.dtype == self.span.weight.dtype
 
     def _generator(self) -> Generator:
         return Generator(self.span.weight.flatten(1), cast(Tensor, self.span.bias), self.spec.G)
@@ -138,26 +167,31 @@ class Involution2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _is_pointwise(part: nn.Module) -> bool:
+def _pool(stride: int) -> nn.Module:
+    # A window beyond the image counts only what is inside with ceil_mode anyway; said once more, because inductor's
+    # gradient forgets it otherwise (pytorch issue 198119).
+    return nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+def _is_pointwise(part: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a part is a plain 1x1 convolution that nothing else watches or changes."""
     if type(part) is not nn.Conv2d or _is_watched(part):
         return False
     return (part.kernel_size, part.stride, part.padding, part.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
-def _folds(reduce: nn.Module, norm: nn.Module, activation: nn.Module) -> bool:
-    """Whether these parts are one matrix product and perhaps a rectifier, with statistics that are fixed."""
-    if not _is_pointwise(reduce) or any(_is_watched(part) for part in (norm, activation)):
-        return False
-    is_fixed: bool = type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats and norm.affine
-    return (is_fixed or type(norm) is nn.Identity) and type(activation) in (nn.ReLU, nn.Identity)
-
-
 def _is_watched(part: nn.Module) -> bool:
+    """Whether calling the part does more than its class says: hooks, also those for all modules, or a forward of its
+    own, as libraries give to parts that they move or quantise."""
     # Private to torch, which offers no public question; written out, since every call of a layer asks.
     return bool(
         part._forward_hooks  # noqa: SLF001
         or part._forward_pre_hooks  # noqa: SLF001
         or part._backward_hooks  # noqa: SLF001
         or part._backward_pre_hooks  # noqa: SLF001
+        or "forward" in part.__dict__
+        or module._global_forward_hooks  # noqa: SLF001
+        or module._global_forward_pre_hooks  # noqa: SLF001
+        or module._global_backward_hooks  # noqa: SLF001
+        or module._global_backward_pre_hooks  # noqa: SLF001
     )

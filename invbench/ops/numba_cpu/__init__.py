@@ -34,7 +34,16 @@ from invbench.ops import fused, library
 from invbench.ops.fused import Generator, Reducer
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
-from invbench.ops.numba_cpu.jobs import Job, Problem, backward_plan, forward_plan, layer_plan, matrix_width
+from invbench.ops.numba_cpu.hidden import CHUNK
+from invbench.ops.numba_cpu.jobs import (
+    Job,
+    Problem,
+    backward_plan,
+    forward_plan,
+    layer_plan,
+    matrix_width,
+    reduce_plan,
+)
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
@@ -68,6 +77,43 @@ class NumbaKernels:
         grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
         _backward(_problem(x, G, grad_y.shape[2:], window), grad_y, x=x, grad_weight=grad_weight)
         return grad_weight
+
+    def reduce_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """hidden [N, r, H, W], contiguous and in x's dtype, from x [N, C, H, W] and weight [r, C]."""
+        problem, exact, r = _image_problem(x), _computed_in(x), weight.shape[0]
+        hidden = torch.empty((problem.N, r, problem.H, problem.W), dtype=exact)
+        if hidden.numel():
+            job = Job(reduce_plan(problem, r))
+            matrix = torch.empty((problem.C + 2, matrix_width(r, problem.size)), dtype=exact)
+            readable = _readable(weight, exact)
+            job.put(pooled=x, reduce=readable)
+            job.put_values(matrix=matrix.data_ptr(), **_hidden_fields(hidden.flatten(2)))
+            _run("hidden", job, problem)
+            del readable
+        return hidden.to(x.dtype)
+
+    def reduce_backward(self, grad_hidden: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """grad_x [N, C, H, W] in x's dtype and memory format, grad_weight [r, C] in float32 at least."""
+        problem, exact, r = _image_problem(x), _computed_in(x), weight.shape[0]
+        grad_x = torch.empty_like(x, memory_format=memory_format_of(x))
+        plan = Job(reduce_plan(problem, r))
+        runs = -(-problem.H * problem.W // CHUNK)
+        units = problem.N * -(-runs // plan["chunk"])
+        width = matrix_width(problem.C, problem.size)
+        sums = torch.zeros((units, r, width), dtype=exact)
+        if grad_x.numel():
+            gradient = grad_hidden.to(exact).contiguous()
+            matrix = torch.nn.functional.pad(weight.to(exact), (0, width - problem.C)).contiguous()
+            dense = x if x.stride(2) == problem.W * x.stride(3) else x.contiguous()
+            zeros = sums.new_zeros(1)
+            plan.put(pooled=dense, grad_pooled=grad_x)
+            plan.put_values(
+                matrix=matrix.data_ptr(), matrix_row=width * problem.size, zeros=zeros.data_ptr(),
+                grad_span=sums.data_ptr(), grad_span_part=sums.stride(0) * problem.size,
+                grad_span_row=width * problem.size, **_hidden_fields(gradient.flatten(2)),
+            )  # fmt: skip
+            _run("reduce_backward", plan, problem)
+        return grad_x, sums[..., : problem.C].sum(0)
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
@@ -111,8 +157,7 @@ class NumbaKernels:
             job.put_values(norm_epsilon=_bits(epsilon))
         for name, part in parts.items():
             if part is not None:
-                # A kernel reads 16 bits or the type that it computes in.
-                kept.append(part if part.dtype in (exact, torch.float16, torch.bfloat16) else part.to(exact))
+                kept.append(_readable(part, exact))
                 job.put(**{name: kept[-1]})
         job.put_values(matrix=matrix.data_ptr(), rectifies=int(reducer.rectifies))
         _run("forward", job, problem)
@@ -128,6 +173,16 @@ def _bits(number: float) -> int:
 
 def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _readable(tensor: Tensor, exact: torch.dtype) -> Tensor:
+    """The tensor, if a kernel can read it: in 16 bits or in the type that is computed in; else a copy that it can."""
+    return tensor if tensor.dtype in (exact, torch.float16, torch.bfloat16) else tensor.to(exact)
+
+
+def _image_problem(x: Tensor) -> Problem:
+    """Of a 1x1 layer on x [N, C, H, W]."""
+    return _problem(x, 1, x.shape[2:], Window(1, 1, 1, 0))
 
 
 def _problem(x: Tensor, G: int, size: torch.Size, window: Window) -> Problem:
@@ -179,7 +234,8 @@ class _Sums:
         strips, parts = -(-problem.H_out // self.strip), -(-problem.N // job["images"])
         width = matrix_width(r, problem.size)
         by_position = hidden.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [N, positions, r]
-        self.by_position = torch.nn.functional.pad(by_position, (0, width - r)).contiguous()
+        padded = torch.nn.functional.pad(by_position, (0, width - r)) if width > r else by_position
+        self.by_position = padded.contiguous()
         # Each strip with room for the vector that begins with its last position.
         room = self.strip * problem.W_out + lanes
         self.hidden = torch.empty((-(-problem.G // job["chunk"]), problem.N, r, strips, room), dtype=dtype)

@@ -1,4 +1,4 @@
-"""The hidden channels of a layer at inference: reduce with batch norm folded in, and a rectifier."""
+"""The hidden channels of a layer: reduce, at inference with batch norm and a rectifier, and the gradients of reduce."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
-from invbench.ops.numba_cpu.matmul import matmul
+from invbench.ops.numba_cpu.matmul import add_matmul, matmul
 from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
 from invbench.ops.numba_cpu.simd import (
     VECTOR_BYTES,
@@ -23,6 +23,7 @@ from invbench.ops.numba_cpu.slots import clear, read_slots, write_slots
 # Positions that are reduced at once, and columns of reduce that are folded at once.
 CHUNK, FOLDED = 112, 64
 
+NEXT_SLOT = 8 * INDEX["next_slot"]
 FOLD_NEXT, FOLD_DONE = 8 * INDEX["fold_next"], 8 * INDEX["fold_done"]
 REDUCE_NEXT, REDUCE_DONE = 8 * INDEX["reduce_next"], 8 * INDEX["reduce_done"]
 
@@ -116,3 +117,48 @@ def make_hidden(job: Any, zero: Any, scratch: int) -> None:
         fetch_add(job.address + REDUCE_DONE, 1)
     while fetch(job.address + REDUCE_DONE) < units:
         pass
+
+
+@compiled
+def reduce_backward(job: Any, zero: Any) -> None:
+    """The gradients of reduce: grad_pooled, and the sums of that for the weight, from the gradient of hidden.
+
+    A unit is some runs of positions of one image, whose sums for the weight are its own.
+    """
+    size, width = bytes_of(zero), job.matrix_row
+    pixels = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
+    sums = pixels + CHUNK * width
+    is_whole = job.C * size == width
+    runs = -(-job.H_out * job.W_out // CHUNK)
+    units = -(-runs // job.chunk)
+    while True:
+        unit = fetch_add(job.address, 1)
+        if unit >= job.N * units:
+            break
+        n = unit // units
+        to = job.grad_span + unit * job.grad_span_part
+        for run in range(unit % units * job.chunk, min((unit % units + 1) * job.chunk, runs)):
+            first = run * CHUNK
+            count = min(CHUNK, job.H_out * job.W_out - first)
+            gradient = job.hidden + n * job.hidden_n + first * size
+            source = job.pooled + n * job.pooled_n + first * job.pooled_w
+            target = job.grad_pooled + n * job.grad_pooled_n + first * job.grad_pooled_w
+            at, step = source, job.pooled_w
+            if not (is_whole and job.pooled_element == EXACT and job.pooled_c == size):
+                read_slots(zero, pixels, width, source, job.pooled_element, job.pooled_c, step, job.C, count)
+                at, step = pixels, width
+            add_matmul(
+                zero, job.r, width // VECTOR_BYTES, gradient, job.hidden_step, size, at, step, count,
+                to, job.grad_span_row,
+            )  # fmt: skip
+            is_direct = is_whole and job.grad_pooled_element == EXACT and job.grad_pooled_c == size
+            at, step = (target, job.grad_pooled_w) if is_direct else (sums, width)
+            matmul(
+                zero, count, width // VECTOR_BYTES, gradient, size, job.hidden_step, job.matrix, width, job.r,
+                job.zeros, 0, at, step,
+            )  # fmt: skip
+            if not is_direct:
+                write_slots(
+                    zero, sums, width, target, job.grad_pooled_element, job.grad_pooled_c, job.grad_pooled_w, job.C,
+                    count,
+                )  # fmt: skip

@@ -116,8 +116,8 @@ def backward_plan(problem: Problem, learns: bool) -> tuple[int, ...]:
     strips = -(-problem.H_out // strip)
     images, chunk = 1, 1
     if learns:
-        images = -(-problem.N // PARTS)
-        units = -(-problem.N // images) * strips
+        images = max(1, -(-problem.N // PARTS))
+        units = max(1, -(-problem.N // images)) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
         chunk = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
     fields = list(_plan(problem, strip, VECTOR_BYTES // problem.size))
@@ -170,6 +170,21 @@ def layer_plan(problem: Problem, r: int, threads: int) -> tuple[int, ...]:
     scratch = CHUNK * (problem.C * problem.size + width)
     fields[INDEX["scratch_bytes"]] = max(fields[INDEX["scratch_bytes"]], _rounded(scratch))
     return tuple(fields)
+
+
+@functools.lru_cache(maxsize=1024)
+def reduce_plan(problem: Problem, r: int) -> tuple[int, ...]:
+    """The fields of a job that reduces, or of its backward pass, but for its tensors; K is 1, as for any 1x1 layer."""
+    size, positions = problem.size, problem.H_out * problem.W_out
+    runs = -(-positions // CHUNK)
+    width, back = matrix_width(r, size) * size, matrix_width(problem.C, size) * size
+    values = {
+        **dict(zip(Problem._fields[:7], problem[:7], strict=True)), "K": 1, "r": r, "matrix_row": width,
+        # Of one image so many runs together that about BACKWARD_UNITS sums for the weight are left to be added.
+        "chunk": min(runs, max(1, -(-problem.N * runs // BACKWARD_UNITS))),
+        "scratch_bytes": _rounded(CHUNK * max(problem.C * size + width, 2 * back)),
+    }  # fmt: skip
+    return _fields(values)
 
 
 def matrix_width(r: int, size: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from invbench.ops.numba_cpu.backward import NEXT_SLOT, backward
 from invbench.ops.numba_cpu.elements import EXACT
-from invbench.ops.numba_cpu.hidden import make_hidden
+from invbench.ops.numba_cpu.hidden import make_hidden, reduce_backward
 from invbench.ops.numba_cpu.record import compiled, inlined
 from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
@@ -73,6 +73,12 @@ def _forward(job: Any, zero: Any) -> None:
                         write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
 
 
+@compiled
+def _hidden(job: Any, zero: Any) -> None:
+    """The hidden channels alone."""
+    make_hidden(job, zero, job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes)
+
+
 # --- What is called ---
 
 
@@ -107,5 +113,24 @@ def entries(version: str) -> dict[str, Callable[[Any], None]]:
         version  # noqa: B018
         add_seams(numba.carray(job, 1)[0], np.float64(0))
 
-    functions = (forward_4, forward_8, backward_4, backward_8, seams_4, seams_8)
+    def hidden_4(job: Any) -> None:
+        version  # noqa: B018
+        _hidden(numba.carray(job, 1)[0], np.float32(0))
+
+    def hidden_8(job: Any) -> None:
+        version  # noqa: B018
+        _hidden(numba.carray(job, 1)[0], np.float64(0))
+
+    def reduce_backward_4(job: Any) -> None:
+        version  # noqa: B018
+        reduce_backward(numba.carray(job, 1)[0], np.float32(0))
+
+    def reduce_backward_8(job: Any) -> None:
+        version  # noqa: B018
+        reduce_backward(numba.carray(job, 1)[0], np.float64(0))
+
+    functions = (
+        forward_4, forward_8, backward_4, backward_8, seams_4, seams_8, hidden_4, hidden_8, reduce_backward_4,
+        reduce_backward_8,
+    )  # fmt: skip
     return {function.__name__: function for function in functions}

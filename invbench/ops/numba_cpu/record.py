@@ -17,6 +17,7 @@ TENSORS = {
     "weight": ("element", "n", "g", "t", "h", "w"),
     "grad_weight": ("element", "n", "g", "t", "h", "w"),
     "pooled": ("element", "n", "c", "h", "w"),  # what is reduced, [N, C, H_out, W_out]
+    "grad_pooled": ("element", "n", "c", "h", "w"),
     # Of reduce [r, C] and the batch norm behind it, each [r] but the first; 0 for those that there are not.
     "reduce": ("element", "r", "c"),
     "reduce_bias": ("element", "r"),
@@ -37,7 +38,8 @@ FIELDS = (
     "matrix", "matrix_row", "rectifies", "norm_epsilon",  # the bits of a float64
     # What a backward pass through the generator sums, each unit in a part of its own: the gradients of hidden [r,
     # positions] for each chunk of groups, strips apart, and of span [G*K*K, r] and bias for each block of images and
-    # strip; and hidden once more, [N, positions, r] in whole vectors.
+    # strip; and hidden once more, [N, positions, r] in whole vectors. For reduce, the sums for it take span's place,
+    # and its gradient takes that of hidden.
     "grad_hidden", "grad_hidden_part", "grad_hidden_n", "grad_hidden_step", "grad_hidden_strip",
     "grad_span", "grad_span_part", "grad_span_row", "grad_bias", "grad_bias_part",
     "by_position", "by_position_n", "by_position_row", "zeros",

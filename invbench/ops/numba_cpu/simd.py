@@ -23,8 +23,8 @@ OPTIONS: dict[str, Any] = {"fastmath": set(FLAGS), "error_model": "numpy"}
 
 def _registers() -> tuple[int, int]:
     """Bytes of a vector register, and how many there are, of the processor that Numba compiles for."""
-    told = numba.config.CPU_FEATURES
-    names = told.split(",") if told else llvmlite.binding.get_host_cpu_features().flatten().split(",")
+    told = numba.config.CPU_FEATURES  # "" for a processor without any, None for this one
+    names = told.split(",") if told is not None else llvmlite.binding.get_host_cpu_features().flatten().split(",")
     features = {name[1:] for name in names if name.startswith("+")}
     if "avx512f" in features:
         return 64, 32
