@@ -62,7 +62,7 @@ class Kernels(Protocol):
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients for x, hidden, the span and its bias; the last three in float32 at least, hidden's
-        channels_last."""
+        contiguous."""
 
     def layer_forward(
         self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
@@ -235,7 +235,7 @@ class Fused:
         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
             exact = torch.promote_types(x.dtype, torch.float32)
             grad_x = torch.empty_like(x, memory_format=memory_format_of(x))
-            grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.channels_last)
+            grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.contiguous_format)
             return grad_x, grad_hidden, span.new_empty(span.shape, dtype=exact), bias.new_empty(bias.shape, dtype=exact)
 
         self.span_backward = register(f"{self.name}_span_backward", span_backward, fake, _no_derivative)

@@ -128,7 +128,7 @@ class NumbaKernels:
         """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
         problem, exact = _problem(x, generator.G, grad_y.shape[2:], window), _computed_in(x)
         grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
-        job = Job(backward_plan(problem, learns=True))
+        job = Job(backward_plan(problem, hidden.shape[1]))
         sums = _Sums(problem, job, hidden, exact)
         _backward(
             problem, grad_y, x=x, grad_x=grad_x, hidden=_rows_of_positions(hidden, problem), generator=generator,
@@ -233,35 +233,30 @@ class _Sums:
         taps, lanes = problem.G * problem.window.K**2, VECTOR_BYTES // problem.size
         strips, parts = -(-problem.H_out // self.strip), -(-problem.N // job["images"])
         width = matrix_width(r, problem.size)
-        by_position = hidden.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [N, positions, r]
-        padded = torch.nn.functional.pad(by_position, (0, width - r)) if width > r else by_position
-        self.by_position = padded.contiguous()
         # Each strip with room for the vector that begins with its last position.
         room = self.strip * problem.W_out + lanes
         self.hidden = torch.empty((-(-problem.G // job["chunk"]), problem.N, r, strips, room), dtype=dtype)
-        self.span = torch.zeros((parts * strips, taps, width), dtype=dtype)
-        self.bias = torch.zeros((parts * strips, taps), dtype=dtype)
+        self.span = torch.empty((parts * strips, taps, width), dtype=dtype)
+        self.bias = torch.empty((parts * strips, taps), dtype=dtype)
         self.zeros = torch.zeros(1, dtype=dtype)
 
     def put(self, job: Job) -> None:
         """Say where they lie."""
-        tensors = (self.hidden, self.span, self.bias, self.by_position)
-        hidden, span, bias, by_position = ([step * self.problem.size for step in t.stride()] for t in tensors)
+        tensors = (self.hidden, self.span, self.bias)
+        hidden, span, bias = ([step * self.problem.size for step in t.stride()] for t in tensors)
         job.put_values(
             grad_hidden=self.hidden.data_ptr(), grad_hidden_part=hidden[0], grad_hidden_n=hidden[1],
             grad_hidden_step=hidden[2], grad_hidden_strip=hidden[3],
             grad_span=self.span.data_ptr(), grad_span_part=span[0], grad_span_row=span[1],
             grad_bias=self.bias.data_ptr(), grad_bias_part=bias[0],
-            by_position=self.by_position.data_ptr(), by_position_n=by_position[0], by_position_row=by_position[1],
             zeros=self.zeros.data_ptr(),
         )  # fmt: skip
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For hidden [N, r, H_out, W_out], channels_last; for the span [G*K*K, r] and for its bias [G*K*K]."""
+        """For hidden [N, r, H_out, W_out], contiguous; for the span [G*K*K, r] and for its bias [G*K*K]."""
         size, r = (self.problem.H_out, self.problem.W_out), self.hidden.shape[2]
         hidden = self.hidden[..., : self.strip * size[1]].sum(0).flatten(2)[..., : size[0] * size[1]]
-        channels_last = hidden.unflatten(2, size).contiguous(memory_format=torch.channels_last)
-        return channels_last, self.span[..., :r].sum(0), self.bias.sum(0)
+        return hidden.unflatten(2, size).contiguous(), self.span[..., :r].sum(0), self.bias.sum(0)
 
 
 def _forward(
@@ -289,7 +284,7 @@ def _backward(
         grad_x.zero_()
     if not grad_y.numel():
         return
-    job = job or Job(backward_plan(problem, learns=False))
+    job = job or Job(backward_plan(problem))
     kept = _put_weight(job, weight, hidden, generator)
     job.put(x=x, y=grad_y, grad_x=grad_x, grad_weight=grad_weight)
     if sums:

@@ -88,9 +88,13 @@ def _give(job: Any, zero: Any, gradient: int, n: int, g: int, first: int, last: 
 
 @compiled
 def _learn(
-    job: Any, zero: Any, gradient: int, n: int, chunk: int, part: int, strip: int, first: int, last: int, groups: int
+    job: Any, zero: Any, gradient: int, by_position: int, n: int, chunk: int, part: int, strip: int, first: int,
+    last: int, groups: int,
 ) -> None:  # fmt: skip
-    """What the gradient of the weight of some groups brings to those of hidden, of the span and of its bias."""
+    """What the gradient of the weight of some groups brings to those of hidden, of the span and of its bias.
+
+    by_position: scratch for hidden [positions, r] in whole vectors.
+    """
     size, taps = bytes_of(zero), job.K * job.K
     rows, position, count = groups * taps, first * job.W_out, (last - first) * job.W_out
     row, strips = chunk * job.chunk * taps, -(-job.H_out // job.strip)
@@ -102,15 +106,25 @@ def _learn(
         zero, job.r, vectors, job.span + row * job.span_row, size, job.span_row, gradient, job.tile_step, rows,
         job.zeros, 0, hidden, job.grad_hidden_step,
     )  # fmt: skip
+    source, width = job.hidden + n * job.hidden_n + position * size, job.grad_span_row
+    read_slots(zero, by_position, width, source, EXACT, job.hidden_step, size, job.r, count)
     add_matmul(
-        zero, rows, job.grad_span_row // VECTOR_BYTES, gradient, job.tile_step, size,
-        job.by_position + n * job.by_position_n + position * job.by_position_row, job.by_position_row, count,
+        zero, rows, width // VECTOR_BYTES, gradient, job.tile_step, size, by_position, width, count,
         job.grad_span + (part * strips + strip) * job.grad_span_part + row * job.grad_span_row, job.grad_span_row,
     )  # fmt: skip
     bias = job.grad_bias + (part * strips + strip) * job.grad_bias_part + row * size
     for k in range(rows):
         total = total_of(zero, gradient + k * job.tile_step, vectors)
         write(EXACT, zero, read(EXACT, zero, bias + k * size) + total, bias + k * size)
+
+
+@compiled
+def _start_sums(job: Any, zero: Any, part: int, first: int, count: int) -> None:
+    """Zeros where a unit sums the gradients of some rows of the span and of their biases."""
+    size, row = bytes_of(zero), job.grad_span_row
+    clear(job.grad_span + part * job.grad_span_part + first * row, count * row)
+    for k in range(first, first + count):
+        write(EXACT, zero, zero, job.grad_bias + part * job.grad_bias_part + k * size)
 
 
 @inlined
@@ -130,6 +144,7 @@ def backward(job: Any, zero: Any) -> None:
     gradients = tile + job.tile_bytes
     sums = gradients + job.chunk * job.tile_bytes
     columns = sums + job.chunk * job.image_bytes
+    by_position = columns + job.chunk * job.columns_bytes
     strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
     wants_weight = job.grad_weight or job.grad_span
     write_offsets(job, zero, offsets)
@@ -141,6 +156,8 @@ def backward(job: Any, zero: Any) -> None:
         groups = range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.G))
         top = strip * job.strip
         bottom = min(top + job.strip, job.H_out)
+        if job.grad_span:
+            _start_sums(job, zero, part * strips + strip, chunk * job.chunk * taps, len(groups) * taps)
         for n in range(part * job.images, min((part + 1) * job.images, job.N)):
             for g in groups:
                 if job.grad_x:
@@ -160,7 +177,7 @@ def backward(job: Any, zero: Any) -> None:
                         if job.grad_weight:
                             _give(job, zero, gradient, n, g, first, last)
                 if job.grad_span:
-                    _learn(job, zero, gradients, n, chunk, part, strip, first, last, len(groups))
+                    _learn(job, zero, gradients, by_position, n, chunk, part, strip, first, last, len(groups))
             for g in groups:
                 if job.grad_x:
                     finish_strip(job, zero, sums + (g - groups.start) * job.image_bytes, n, g, strip)

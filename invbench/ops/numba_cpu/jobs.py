@@ -99,11 +99,11 @@ def forward_plan(problem: Problem, threads: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def backward_plan(problem: Problem, learns: bool) -> tuple[int, ...]:
+def backward_plan(problem: Problem, r: int = 0) -> tuple[int, ...]:
     """The fields of a backward job, but for its tensors; its cut does not depend on the number of threads.
 
-    learns: whether the gradients of a generator are wanted, for which units of more groups and images are better:
-    there are fewer partial sums.
+    r: the hidden channels where the gradients of a generator are wanted, for which units of more groups and images are
+    better: there are fewer partial sums.
     """
     w = problem.window
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
@@ -115,7 +115,7 @@ def backward_plan(problem: Problem, learns: bool) -> tuple[int, ...]:
     strip = -(-problem.H_out // strips)
     strips = -(-problem.H_out // strip)
     images, chunk = 1, 1
-    if learns:
+    if r:
         images = max(1, -(-problem.N // PARTS))
         units = max(1, -(-problem.N // images)) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
@@ -132,6 +132,7 @@ def backward_plan(problem: Problem, learns: bool) -> tuple[int, ...]:
     row = _rounded(max(problem.W_out * problem.slot, problem.C // problem.G * positions_bytes))
     tile = fields[INDEX["tile_bytes"]]
     scratch = chunk * (parts["image_bytes"] + parts["columns_bytes"] + tile) + tile + row + _rounded(8 * w.K)
+    scratch += fields[INDEX["rows"]] * problem.W_out * matrix_width(r, problem.size) * problem.size
     fields[INDEX["scratch_bytes"]] = _rounded(scratch)
     return tuple(fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from numba import types
@@ -23,25 +24,26 @@ from invbench.ops.numba_cpu.simd import (
 )
 from invbench.ops.numba_cpu.tiles import cells_of, in_registers, slot_at, steps
 
-# Rows and vectors of a tile: sums, the vectors in hand and a factor have to fit the registers. RedNet's K*K is 49.
-ROWS, COLUMNS = (7, 3) if REGISTERS == 32 else (5, 2)
+# Rows and vectors of a tile: sums, the vectors in hand and a factor have to fit the registers. Rows of two sorts,
+# because RedNet's K*K is 49 and its hidden channels are multiples of 16.
+ROWS, EVEN_ROWS, COLUMNS = (7, 8, 3) if REGISTERS == 32 else (5, 4, 2)
 
 
 @intrinsic
 def matmul_tile(
-    typing_context: Any, zero: Any, one: Any, vectors: Any,
+    typing_context: Any, zero: Any, height: Any, vectors: Any,
     left: Any, left_row: Any, left_step: Any, right: Any, right_step: Any, depth: Any,
     bias: Any, bias_step: Any, result: Any, result_row: Any, adds: Any,
 ) -> Any:  # fmt: skip
-    """result[row] = bias[row] + sum over range(depth) of left[row, k] * right[k], for one row or ROWS of them, and for
-    up to COLUMNS vectors; with ``adds``, what is there takes the place of the bias.
+    """result[row] = bias[row] + sum over range(depth) of left[row, k] * right[k], for 1, ROWS or EVEN_ROWS rows, and
+    for up to COLUMNS vectors; with ``adds``, what is there takes the place of the bias.
 
     left: numbers, left_row and left_step apart. right: the vectors of one k are neighbours. bias: numbers, bias_step
     apart.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        one, count = arguments[1:3]
+        height, count = arguments[1:3]
         left, left_row, left_step, right, right_step, depth, bias, bias_step, result, result_row, adds = arguments[3:]
         vector, real = vector_of(zero), real_of(zero)
         adds = builder.icmp_signed("!=", adds, constant(0))
@@ -75,14 +77,11 @@ def matmul_tile(
                 for v, cell in enumerate(cells):
                     store(builder, builder.load(cell), builder.add(result, step), v * VECTOR_BYTES)
 
-        is_one = builder.icmp_signed("!=", one, constant(0))
-        for vectors in range(1, COLUMNS + 1):
+        for rows, vectors in itertools.product((1, ROWS, EVEN_ROWS), range(1, COLUMNS + 1)):
             fits = builder.icmp_signed("==", count, constant(vectors))
-            with builder.if_then(fits), builder.if_else(is_one) as (single, several):
-                with single:
-                    emit(1, vectors)
-                with several:
-                    emit(ROWS, vectors)
+            fits = builder.and_(fits, builder.icmp_signed("==", height, constant(rows)))
+            with builder.if_then(fits):
+                emit(rows, vectors)
         return context.get_dummy_value()
 
     return types.void(zero, *[types.int64] * 13), generate
@@ -96,19 +95,27 @@ def tile_width(left: int) -> int:
     return left - 2 if left == COLUMNS + 1 and left - 2 <= COLUMNS else COLUMNS
 
 
+@inlined
+def tile_height(rows: int) -> int:
+    """Rows of a tile, of so many rows in all."""
+    if rows % EVEN_ROWS == 0:
+        return EVEN_ROWS
+    return ROWS if rows >= ROWS else 1
+
+
 @compiled
 def matmul(
     zero: Any, rows: int, vectors: int, left: int, left_row: int, left_step: int, right: int, right_step: int,
     depth: int, bias: int, bias_step: int, result: int, result_row: int,
 ) -> None:  # fmt: skip
     """result[row] = bias[row] + sum over range(depth) of left[row, k] * right[k], as ``matmul_tile``, for any size."""
-    step, done = ROWS if rows >= ROWS else 1, 0
+    step, done = tile_height(rows), 0
     while done < vectors:
         width, offset = tile_width(vectors - done), done * VECTOR_BYTES
         for begin in range(0, rows, step):
             row = min(begin, rows - step)  # the last tile overlaps the one before it
             matmul_tile(
-                zero, step == 1, width, left + row * left_row, left_row, left_step, right + offset, right_step, depth,
+                zero, step, width, left + row * left_row, left_row, left_step, right + offset, right_step, depth,
                 bias + row * bias_step, bias_step, result + offset + row * result_row, result_row, 0,
             )  # fmt: skip
         done += width
@@ -124,12 +131,12 @@ def add_matmul(
     done = 0
     while done < vectors:
         width, offset = tile_width(vectors - done), done * VECTOR_BYTES
-        row = 0
+        row, height = 0, tile_height(rows)
         while row < rows:
-            step = ROWS if row + ROWS <= rows else 1
+            step = height if row + height <= rows else 1
             to = result + offset + row * result_row
             matmul_tile(
-                zero, step == 1, width, left + row * left_row, left_row, left_step, right + offset, right_step, depth,
+                zero, step, width, left + row * left_row, left_row, left_step, right + offset, right_step, depth,
                 to, 0, to, result_row, 1,
             )  # fmt: skip
             row += step

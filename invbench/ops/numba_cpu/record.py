@@ -38,11 +38,10 @@ FIELDS = (
     "matrix", "matrix_row", "rectifies", "norm_epsilon",  # the bits of a float64
     # What a backward pass through the generator sums, each unit in a part of its own: the gradients of hidden [r,
     # positions] for each chunk of groups, strips apart, and of span [G*K*K, r] and bias for each block of images and
-    # strip; and hidden once more, [N, positions, r] in whole vectors. For reduce, the sums for it take span's place,
-    # and its gradient takes that of hidden.
+    # strip. For reduce, the sums for it take span's place, and its gradient takes that of hidden.
     "grad_hidden", "grad_hidden_part", "grad_hidden_n", "grad_hidden_step", "grad_hidden_strip",
     "grad_span", "grad_span_part", "grad_span_row", "grad_bias", "grad_bias_part",
-    "by_position", "by_position_n", "by_position_row", "zeros",
+    "zeros",  # an address where there is one
     # How a backward pass is cut besides: images and groups of a unit, and a group's part of the scratch for columns.
     "images", "chunk", "columns_bytes",
     # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
