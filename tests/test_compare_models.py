@@ -91,7 +91,7 @@ def test_a_run(clock: FakeClock, tmp_path: Path, capsys: Any) -> None:  # noqa: 
     assert [row.regime for row in stored.results] == [Regime.EAGER] * 3 + [Regime.COMPILED] * 3
     assert {row.case.stem_kernel_size for row in stored.results} == {3}
     assert (stored.settings["seed"], stored.settings["backends"]) == (5, ["unfold"])
-    assert stored.command.startswith("invbench ")
+    assert stored.command.startswith("invbench")
 
 
 def test_a_mismatch_is_4(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # noqa: F811
