@@ -8,6 +8,7 @@ import functools
 import hashlib
 import threading
 import warnings
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,8 +35,8 @@ def launch(kernel: str, job: Sequence[int], threads: int) -> None:
     Every thread takes units of the job until there are none. One thread is the caller itself; more are those of the
     OpenMP that torch itself uses: a second pool, awake beside the first, would take its cores.
     """
-    record = (ctypes.c_int64 * len(job))(*job)
-    address = ctypes.addressof(record)
+    record = array("q", job)
+    address, _ = record.buffer_info()
     record[COUNTERS] = address
     function, _ = _ready.get(kernel) or _prepare(kernel)
     parallel = _openmp() if threads > 1 else None
