@@ -317,7 +317,7 @@ def _windows_cover(problem: Problem) -> bool:
 def _run(kernel: str, job: Job, problem: Problem) -> None:
     threads = job.threads()
     job.put_scratch(threads)
-    launch(f"{kernel}_{problem.size}", job.fields, threads)
+    launch(kernel, problem.size, job.fields, threads)
 
 
 kernels = NumbaKernels()

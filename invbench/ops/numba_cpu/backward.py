@@ -19,13 +19,11 @@ from invbench.ops.numba_cpu.columns import (
 )
 from invbench.ops.numba_cpu.elements import EXACT, read, write
 from invbench.ops.numba_cpu.matmul import add_matmul, matmul
-from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
+from invbench.ops.numba_cpu.record import NEXT_SLOT, compiled, inlined
 from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
 from invbench.ops.numba_cpu.seams import finish_strip
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
-
-NEXT_SLOT = 8 * INDEX["next_slot"]
 
 
 @compiled

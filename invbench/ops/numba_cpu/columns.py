@@ -26,7 +26,7 @@ from invbench.ops.numba_cpu.simd import (
     vector_of,
     write_integer,
 )
-from invbench.ops.numba_cpu.slots import clear, columns_of, convert, image_rows, write_slots
+from invbench.ops.numba_cpu.slots import clear, columns_of, convert, image_rows, inside, write_slots
 from invbench.ops.numba_cpu.tiles import cells_of, in_registers
 
 # Taps that share what a tile loads of grad_y.
@@ -118,16 +118,13 @@ def pack_columns(job: Any, zero: Any, target: int, n: int, g: int, top: int, bot
     step = remainder_bytes(job, zero)
     channel_bytes = job.stride * step
     source = job.x + n * job.x_n + g * channels * job.x_c
-    columns = columns_of(job)
     for row in range(image_rows(job, bottom - top)):
         h, at = job.stride * top - job.padding + row, target + row * channels * channel_bytes
         if not 0 <= h < job.H:
             continue
         clear(at, channels * channel_bytes)
         for remainder in range(job.stride):
-            count = (columns - remainder + job.stride - 1) // job.stride
-            start = min(count, max(0, -((remainder - job.padding) // job.stride)))
-            stop = max(start, min(count, (job.W - 1 + job.padding - remainder) // job.stride + 1))
+            start, stop = inside(job, remainder, job.stride)
             pixels = source + h * job.x_h + (remainder + job.stride * start - job.padding) * job.x_w
             to = at + remainder * step + start * size
             _transposed(

@@ -8,7 +8,7 @@ import numpy as np
 
 from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
 from invbench.ops.numba_cpu.matmul import add_matmul, matmul
-from invbench.ops.numba_cpu.record import INDEX, compiled, inlined
+from invbench.ops.numba_cpu.record import INDEX, NEXT_SLOT, compiled, inlined
 from invbench.ops.numba_cpu.simd import (
     VECTOR_BYTES,
     bytes_of,
@@ -23,7 +23,6 @@ from invbench.ops.numba_cpu.slots import clear, read_slots, write_slots
 # Positions that are reduced at once, and columns of reduce that are folded at once.
 CHUNK, FOLDED = 112, 64
 
-NEXT_SLOT = 8 * INDEX["next_slot"]
 FOLD_NEXT, FOLD_DONE = 8 * INDEX["fold_next"], 8 * INDEX["fold_done"]
 REDUCE_NEXT, REDUCE_DONE = 8 * INDEX["reduce_next"], 8 * INDEX["reduce_done"]
 

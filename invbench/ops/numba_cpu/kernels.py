@@ -12,10 +12,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from invbench.ops.numba_cpu.backward import NEXT_SLOT, backward
+from invbench.ops.numba_cpu.backward import backward as _backward
 from invbench.ops.numba_cpu.elements import EXACT
-from invbench.ops.numba_cpu.hidden import make_hidden, reduce_backward
-from invbench.ops.numba_cpu.record import compiled, inlined
+from invbench.ops.numba_cpu.hidden import make_hidden
+from invbench.ops.numba_cpu.hidden import reduce_backward as _reduce_backward
+from invbench.ops.numba_cpu.record import NEXT_SLOT, compiled, inlined
 from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
@@ -82,55 +83,32 @@ def _hidden(job: Any, zero: Any) -> None:
 # --- What is called ---
 
 
-def entries(version: str) -> dict[str, Callable[[Any], None]]:
-    """The functions that a launch can name, by kernel and by bytes of the type that is computed with.
+def entries(version: str, size: int) -> dict[str, Callable[[Any], None]]:
+    """The functions that a launch can name, by kernel, for the type of so many bytes that is computed with.
 
     version: stands for all the code that they are made of. Numba finds a function in its disk cache by the function's
     own code, the processor, and what it captures, but not by the code of what it calls; so each captures the version.
     """
+    zero = np.float64(0) if size == 8 else np.float32(0)
 
-    def forward_4(job: Any) -> None:
+    def forward(job: Any) -> None:
         version  # noqa: B018
-        _forward(numba.carray(job, 1)[0], np.float32(0))
+        _forward(numba.carray(job, 1)[0], zero)
 
-    def forward_8(job: Any) -> None:
+    def backward(job: Any) -> None:
         version  # noqa: B018
-        _forward(numba.carray(job, 1)[0], np.float64(0))
+        _backward(numba.carray(job, 1)[0], zero)
 
-    def backward_4(job: Any) -> None:
+    def seams(job: Any) -> None:
         version  # noqa: B018
-        backward(numba.carray(job, 1)[0], np.float32(0))
+        add_seams(numba.carray(job, 1)[0], zero)
 
-    def backward_8(job: Any) -> None:
+    def hidden(job: Any) -> None:
         version  # noqa: B018
-        backward(numba.carray(job, 1)[0], np.float64(0))
+        _hidden(numba.carray(job, 1)[0], zero)
 
-    def seams_4(job: Any) -> None:
+    def reduce_backward(job: Any) -> None:
         version  # noqa: B018
-        add_seams(numba.carray(job, 1)[0], np.float32(0))
+        _reduce_backward(numba.carray(job, 1)[0], zero)
 
-    def seams_8(job: Any) -> None:
-        version  # noqa: B018
-        add_seams(numba.carray(job, 1)[0], np.float64(0))
-
-    def hidden_4(job: Any) -> None:
-        version  # noqa: B018
-        _hidden(numba.carray(job, 1)[0], np.float32(0))
-
-    def hidden_8(job: Any) -> None:
-        version  # noqa: B018
-        _hidden(numba.carray(job, 1)[0], np.float64(0))
-
-    def reduce_backward_4(job: Any) -> None:
-        version  # noqa: B018
-        reduce_backward(numba.carray(job, 1)[0], np.float32(0))
-
-    def reduce_backward_8(job: Any) -> None:
-        version  # noqa: B018
-        reduce_backward(numba.carray(job, 1)[0], np.float64(0))
-
-    functions = (
-        forward_4, forward_8, backward_4, backward_8, seams_4, seams_8, hidden_4, hidden_8, reduce_backward_4,
-        reduce_backward_8,
-    )  # fmt: skip
-    return {function.__name__: function for function in functions}
+    return {function.__name__: function for function in (forward, backward, seams, hidden, reduce_backward)}

@@ -52,6 +52,7 @@ FIELDS = (
 )  # fmt: skip
 INDEX = {name: index for index, name in enumerate(FIELDS)}
 COUNTERS = INDEX["address"]
+NEXT_SLOT = 8 * INDEX["next_slot"]  # bytes from the beginning of the record
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 SIGNATURE = types.void(types.CPointer(numba.from_dtype(JOB)))
 

@@ -23,14 +23,15 @@ from invbench.ops.numba_cpu.simd import OPTIONS
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-# Compiled kernels by name: the C function, and Numba's object that owns it.
-_ready: dict[str, tuple[Any, Any]] = {}
+# Compiled kernels by name and bytes: the C function, and Numba's object that owns it.
+_ready: dict[tuple[str, int], tuple[Any, Any]] = {}
 _one_at_a_time = threading.Lock()
 _has_warned = False
 
 
-def launch(kernel: str, job: Sequence[int], threads: int) -> None:
-    """Run a kernel (a name of ``kernels.entries``) on a job, its fields in the order of ``record.FIELDS``.
+def launch(kernel: str, size: int, job: Sequence[int], threads: int) -> None:
+    """Run a kernel (a name of ``kernels.entries``), computing in a type of so many bytes, on a job, its fields in the
+    order of ``record.FIELDS``.
 
     Every thread takes units of the job until there are none. One thread is the caller itself; more are those of the
     OpenMP that torch itself uses: a second pool, awake beside the first, would take its cores.
@@ -38,7 +39,7 @@ def launch(kernel: str, job: Sequence[int], threads: int) -> None:
     record = array("q", job)
     address, _ = record.buffer_info()
     record[COUNTERS] = address
-    function, _ = _ready.get(kernel) or _prepare(kernel)
+    function, _ = _ready.get((kernel, size)) or _prepare(kernel, size)
     parallel = _openmp() if threads > 1 else None
     if parallel:
         parallel(function, address, threads, 0)
@@ -79,12 +80,13 @@ def threads_of() -> str:
     return "torch's OpenMP" if _openmp() else "Python"
 
 
-def _prepare(kernel: str) -> tuple[Any, Any]:
+def _prepare(kernel: str, size: int) -> tuple[Any, Any]:
+    key = kernel, size
     with _one_at_a_time:
-        if kernel not in _ready:
-            compiled = _compiled(kernels.entries(_version())[kernel])
-            _ready[kernel] = _CALL(compiled.address), compiled
-        return _ready[kernel]
+        if key not in _ready:
+            compiled = _compiled(kernels.entries(_version(), size)[kernel])
+            _ready[key] = _CALL(compiled.address), compiled
+        return _ready[key]
 
 
 @functools.cache

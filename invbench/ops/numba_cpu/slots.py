@@ -128,9 +128,9 @@ def image_rows(job: Any, rows: int) -> int:
 
 
 @inlined
-def _inside(job: Any, phase: int) -> tuple[int, int]:
-    """The slots of a phase whose columns lie in the image: from, to."""
-    phases = phases_of(job)
+def inside(job: Any, phase: int, phases: int) -> tuple[int, int]:
+    """Of the columns that windows meet, sorted by their remainder by phases, those of one remainder that lie in the
+    image: from, to."""
     count = (columns_of(job) - phase + phases - 1) // phases
     start = min(count, max(0, -((phase - job.padding) // phases)))
     return start, max(start, min(count, (job.W - 1 + job.padding - phase) // phases + 1))
@@ -145,7 +145,7 @@ def pack(job: Any, zero: Any, target: int, source: int, channels: int, first_row
         if not 0 <= h < job.H:
             continue
         for phase in range(phases):
-            start, stop = _inside(job, phase)
+            start, stop = inside(job, phase, phases)
             to = at + phase * phase_size
             clear(to, start * slot)
             clear(to + stop * slot, phase_size - stop * slot)
@@ -165,7 +165,7 @@ def unpack(job: Any, zero: Any, source: int, target: int, channels: int, first_r
         if not 0 <= h < job.H:
             continue
         for phase in range(phases):
-            start, stop = _inside(job, phase)
+            start, stop = inside(job, phase, phases)
             column = phase + phases * start - job.padding
             pixels = target + h * job.grad_x_h + column * job.grad_x_w
             write_slots(
