@@ -22,8 +22,8 @@ GPU_MARGIN_C = 5  # degrees below the slowdown's temperature
 Environment = Mapping[str, Any]
 Findings = Iterator[Finding]
 
-# What each variable says where runtimes do not spin; ``keep_quiet`` sets the same where the user has not.
-SLEEPING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+# Milliseconds for which threads may wait awake: a small part of a block.
+SPIN_MS = 10
 
 
 def caution(topic: str, seen: str, remedy: str) -> Finding:
@@ -78,11 +78,12 @@ def _siblings(environment: Environment) -> Findings:
 
 def _spinning(environment: Environment) -> Findings:
     variables = environment.get("threads", {}).get("variables", {})
-    for name, quiet in SLEEPING.items():
-        given = variables.get(name, quiet)
-        if given.lower() != quiet:
-            remedy = f"unset it, so that waiting threads sleep ({quiet}) instead of taking the other runtime's cores"
-            yield caution("threads", f"{name}={given}", remedy)
+    policy, blocktime = variables.get("OMP_WAIT_POLICY", ""), variables.get("KMP_BLOCKTIME", "0")
+    remedy = "unset it, so that waiting threads soon sleep instead of taking the cores of the next measurement"
+    if policy.lower() == "active":
+        yield caution("threads", f"OMP_WAIT_POLICY={policy}", remedy)
+    if not blocktime.isdigit() or int(blocktime) > SPIN_MS:
+        yield caution("threads", f"KMP_BLOCKTIME={blocktime}", remedy)
 
 
 def _subnormals(environment: Environment) -> Findings:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 QUIET = {
-    # OpenMP's threads spin for milliseconds after a parallel region, on the cores where the next runtime's threads
-    # (torch's and Numba's are two) want to work; these let them sleep.
-    "OMP_WAIT_POLICY": "passive",
-    "KMP_BLOCKTIME": "0",
+    # LLVM's and Intel's OpenMP let threads spin for 200 ms after a parallel region, into the next subject's block and on
+    # cores that others want. GNU's, which torch's Linux wheels bring along, spins for some 6 ms: that is left as it is,
+    # since it is what torch's users have, and since there is only one pool here (the Numba kernels run on torch's).
+    "KMP_BLOCKTIME": "1",
     # torch.compile's pool of processes would start up on the cores where others are being prepared.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     # torch.profiler's library writes a line to standard error for each time it is used.

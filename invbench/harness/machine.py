@@ -25,7 +25,7 @@ from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
 THREAD_VARIABLES = (
-    *QUIET, "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
+    *QUIET, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
     "TRITON_INTERPRET",
 )  # fmt: skip
 PACKAGES = ("invbench", "triton", "numba", "numpy")
