@@ -36,6 +36,7 @@ from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
 from invbench.ops.numba_cpu.hidden import CHUNK
 from invbench.ops.numba_cpu.jobs import (
+    CACHED_BYTES,
     Job,
     Problem,
     backward_plan,
@@ -46,6 +47,7 @@ from invbench.ops.numba_cpu.jobs import (
 )
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
+from invbench.ops.numba_cpu.tiles import AHEAD
 
 
 def unavailable(device: str) -> str | None:
@@ -215,6 +217,8 @@ def _put_weight(job: Job, weight: Tensor | None, hidden: Tensor | None, generato
     """Say where the weight lies, or how it is made; returns what must live as long as the job."""
     if hidden is None or generator is None:
         job.put(weight=weight)
+        if weight is not None and weight.dtype in (torch.float32, torch.float64) and weight.nbytes > CACHED_BYTES:
+            job.put_values(ahead=AHEAD)
         return []
     span, bias = generator.span.to(hidden.dtype).contiguous(), generator.bias.to(hidden.dtype).contiguous()
     size = span.element_size()

@@ -20,6 +20,8 @@ from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 # them; and the weight in the first.
 IMAGE_BYTES = 256 * 2**10
 TILE_POSITIONS = 112
+# A given weight of more bytes than this is not in cache, and is worth asking for ahead.
+CACHED_BYTES = 8 * 2**20
 # Units that there should be for each thread, so that none waits long for the last one.
 UNITS_PER_THREAD = 4
 # In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have

@@ -63,7 +63,7 @@ def _walk(job: Any, x: int, weight: int, weight_tap: int, weight_position: int, 
     return (
         x, job.dilation * phases_of(job) * phase, phase,
         job.dilation * job.vectors * VECTOR_BYTES, _position_bytes(job),
-        weight, job.K * weight_tap, weight_tap, weight_position, rows, job.K, job.stride,
+        weight, job.K * weight_tap, weight_tap, weight_position, rows, job.K, job.stride, job.ahead * weight_position,
     )  # fmt: skip
 
 

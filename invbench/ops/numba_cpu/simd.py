@@ -83,6 +83,15 @@ def _alignment(kind: Any) -> int:
     return 8 if isinstance(kind, ir.DoubleType) else 4
 
 
+def prefetch(builder: Any, address: Any, writes: bool) -> None:
+    """Ask for a cache line that will be read or written; an address that is none does no harm."""
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+    near, data = ir.Constant(flag, 3), ir.Constant(flag, 1)
+    builder.call(function, [builder.inttoptr(address, byte), ir.Constant(flag, int(writes)), near, data])
+
+
 def broadcast(builder: Any, number: Any, vector: Any) -> Any:
     """A vector whose lanes are all the number."""
     empty = ir.Constant(vector, ir.Undefined)
@@ -128,6 +137,17 @@ def copy_vector(typing_context: Any, target: Any, source: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def ask_for(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which will be read; one that is none does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, arguments[0], writes=False)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic

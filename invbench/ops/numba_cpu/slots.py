@@ -11,7 +11,8 @@ from typing import Any
 
 from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
 from invbench.ops.numba_cpu.record import compiled, inlined
-from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, clear_vector, copy_vector, transpose
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, ask_for, bytes_of, clear_vector, copy_vector, transpose
+from invbench.ops.numba_cpu.tiles import AHEAD
 
 
 @compiled
@@ -58,6 +59,7 @@ def read_slots(
     if element == EXACT and c_step == size and channels * size == slot:
         for m in range(count):
             for offset in range(0, slot, VECTOR_BYTES):
+                ask_for(source + (m + AHEAD) * w_step + offset)
                 copy_vector(target + m * slot + offset, source + m * w_step + offset)
         return
     if channels * size < slot:

@@ -32,6 +32,7 @@ from invbench.ops.numba_cpu.simd import (
     count_to,
     load,
     multiply_add,
+    prefetch,
     real_of,
     store,
     vector_of,
@@ -40,6 +41,10 @@ from invbench.ops.numba_cpu.simd import (
 # Positions of a tile by the vectors of a slot: sums, a slot in hand and a factor have to fit the registers. The sides
 # of RedNet's images are multiples of 7.
 POSITIONS = {1: 7, 2: 7 if REGISTERS == 32 else 4}
+
+# Positions by which x, y, and a weight that comes from memory, are asked for ahead: four tiles. The processor does not see
+# these streams by itself: K*K of them, or lines that are far apart.
+AHEAD = 28
 
 SINGLE, RUNS, SEVEN = range(3)
 RUN = {SINGLE: 1, RUNS: 3, SEVEN: 7}
@@ -55,7 +60,8 @@ class Shape(NamedTuple):
 
 class Walk(NamedTuple):
     """Addresses and byte steps of a walk over the window: of the image's scratch copy, and of the weight or of its
-    gradient. ``rows`` of the window are met, and ``K`` taps in each, with a stride of ``stride``."""
+    gradient. ``rows`` of the window are met, and ``K`` taps in each, with a stride of ``stride``. ``ahead``: from a
+    weight to the one that is asked for meanwhile; 0 where the weight is in cache already."""
 
     x: Any
     x_row: Any
@@ -69,6 +75,7 @@ class Walk(NamedTuple):
     rows: Any
     K: Any
     stride: Any
+    ahead: Any
 
 
 SHAPE, WALK = types.UniTuple(types.int64, len(Shape._fields)), types.UniTuple(types.int64, len(Walk._fields))
@@ -170,6 +177,21 @@ def steps(builder: Any, step: Any, count: int) -> list[Any]:
     return [builder.mul(step, constant(index)) for index in range(count)]
 
 
+def _ask_ahead(builder: Any, walk: Walk, weight: Any, tap_at: list[Any], positions: int) -> None:
+    """Ask for the weights that a tile further on will read where this one reads a run of taps. Of taps that are
+    neighbours, as of positions that are, one stands for all."""
+    with builder.if_then(builder.icmp_signed("!=", walk.ahead, constant(0))):
+        weight = builder.add(weight, walk.ahead)
+        by_position = builder.icmp_signed(">", walk.weight_position, walk.weight_tap)
+        with builder.if_else(by_position) as (each_position, each_tap):
+            with each_position:
+                for step in steps(builder, walk.weight_position, positions):
+                    prefetch(builder, builder.add(weight, step), writes=False)
+            with each_tap:
+                for at in tap_at:
+                    prefetch(builder, builder.add(at, walk.ahead), writes=False)
+
+
 @intrinsic
 def aggregate_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, y: Any, y_position: Any) -> Any:
     """y[position] = sum over the window of weight[tap, position] * x[position, tap], slots of y y_position apart."""
@@ -181,10 +203,14 @@ def aggregate_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, y: Any
 
         def emit(positions: int, vectors: int, mode: int) -> None:
             sums = cells_of(builder, vector, positions, vectors)
+            y_ahead = builder.add(y, builder.mul(y_position, constant(AHEAD)))
+            for step in steps(builder, y_position, positions):
+                prefetch(builder, builder.add(y_ahead, step), writes=True)
             weight_at = steps(builder, walk.weight_position, positions)
 
             def body(taps: int, x: Any, weight: Any, weight_tap: Any) -> None:
                 tap_at = [builder.add(weight, step) for step in steps(builder, weight_tap, taps)]
+                _ask_ahead(builder, walk, weight, tap_at, positions)
                 with in_registers(builder, sums) as values:
                     for at, offset, met in _columns(builder, walk, x, positions, taps, vectors, mode):
                         pixels = slot_at(builder, vector, at, vectors, offset)
@@ -223,6 +249,7 @@ def scatter_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, grad_y: 
 
             def body(taps: int, x: Any, weight: Any, weight_tap: Any) -> None:
                 tap_at = [builder.add(weight, step) for step in steps(builder, weight_tap, taps)]
+                _ask_ahead(builder, walk, weight, tap_at, positions)
                 for at, offset, met in _columns(builder, walk, x, positions, taps, vectors, mode):
                     values = slot_at(builder, vector, at, vectors, offset)
                     for p, tap in met:
