@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 QUIET = {
-    # LLVM's and Intel's OpenMP let threads spin for 200 ms after a parallel region, into the next subject's block. GNU's,
-    # which torch's Linux wheels bring along, spins for some 6 ms: left as it is, since it is what torch's users have,
-    # and since there is only one pool here (the Numba kernels run on torch's).
+    # LLVM's and Intel's OpenMP let threads spin for 200 ms after a parallel region, into the next subject's block. That
+    # of torch's Linux wheels, GNU's, spins for some 6 ms: left as it is, since it is what torch's users have, and since
+    # there is only one pool here (the Numba kernels run on torch's).
     "KMP_BLOCKTIME": "1",
     # torch.compile's pool of processes would start up on the cores where others are being prepared.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
