@@ -199,9 +199,11 @@ def test_opcheck(layout: str, padding_mode: str, dtype: torch.dtype) -> None:
     with Calls() as calls:
         for mode in ("train", "eval_no_grad"):
             results(layer, LAYOUTS[layout](randn(2, 8, 5, 6, dtype=dtype)), mode)
+        layer.activation = nn.GELU()
+        results(layer, LAYOUTS[layout](randn(2, 8, 5, 6, dtype=dtype)), "train")
     assert len(calls.made) == 5
     for operator, arguments in calls.made.items():
-        if dtype == torch.float64 and operator.name().endswith("span_forward"):
+        if dtype == torch.float64 and operator.name().endswith(("span_forward", "layer_forward")):
             arguments = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments]
         torch.library.opcheck(operator, tuple(arguments))
 

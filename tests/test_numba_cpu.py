@@ -69,19 +69,21 @@ def test_nan_and_infinity_stay_where_they_belong(stride: int, channels_last: boo
 
 @pytest.mark.parametrize("spec", [LayerSpec(32, K=7, G=2), LayerSpec(40, K=3, G=1, stride=2)], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(spec: LayerSpec) -> None:
-    """Bit for bit: the operators, forward and all gradients, and a layer without them. In training, the layer's reduce
-    and norm are torch's, which do depend on it."""
+    """Bit for bit: the operators and a layer in training, forward and all gradients, and a layer at inference."""
     x, weight = (t.requires_grad_() for t in inputs(spec, 31, 33, torch.float32, True))
-    layer = invbench.Involution2d(spec.C, spec.K, spec.stride, groups=spec.G, backend="numba").eval()
+    layer = invbench.Involution2d(spec.C, spec.K, spec.stride, groups=spec.G, backend="numba")
+    layer.norm.momentum = 0.0  # so that inference knows nothing of how often it trained
     hidden = torch.randn(2, 8, spec.out_size(31), spec.out_size(33), requires_grad=True)
     generator = Generator(torch.randn(spec.G * spec.taps, 8, requires_grad=True), layer.span.bias, spec.G)
 
     def results() -> tuple[torch.Tensor, ...]:
         y, z = numba_cpu.aggregate(x, weight, spec), numba_cpu.fused_layer.span(x, hidden, generator, spec)
         with torch.no_grad():
-            inferred = layer(x)
+            inferred = layer.eval()(x)
+        trained = layer.train()(x)
+        learned = torch.autograd.grad(trained.square().sum(), (x, *layer.parameters()))
         gradients = torch.autograd.grad(z.square().sum(), (x, hidden, generator.span, generator.bias))
-        return y, z, inferred, *torch.autograd.grad(y.square().sum(), (x, weight)), *gradients
+        return y, z, inferred, trained, *learned, *torch.autograd.grad(y.square().sum(), (x, weight)), *gradients
 
     before = torch.get_num_threads()
     everything = []

@@ -1,8 +1,8 @@
 """Operators that make the weight where it is used, so that it is never whole in memory.
 
-``NAME_reduce_forward`` makes hidden channels, ``NAME_span_forward`` starts from them; each is differentiable once by an
-operator of its own, ``NAME_..._backward``, and more often through plain ones, with the weight in memory. ``NAME_layer``
-is the whole layer where no gradient is needed.
+``NAME_span_forward`` starts from hidden channels, ``NAME_layer_forward`` is a whole layer. Each is differentiable once
+by an operator of its own, ``NAME_..._backward``, and more often through plain ones, with the weight in memory.
+``NAME_layer_inference`` is the whole layer where no gradient is needed, its batch norm folded into ``reduce``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Generator(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A batch norm with fixed statistics: (hidden - mean) / sqrt(variance + epsilon) * scale + shift, each [r]."""
+    """A batch norm: (hidden - mean) / sqrt(variance + epsilon) * scale + shift, each [r]. Without mean and variance, it
+    uses those of the batch."""
 
-    mean: Tensor
-    variance: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
     scale: Tensor
     shift: Tensor
     epsilon: float
@@ -46,14 +47,30 @@ class Reducer(NamedTuple):
     rectifies: bool
 
 
+class Kept(NamedTuple):
+    """What the backward pass of a layer needs of its forward pass, in float32 at least.
+
+    raw: hidden [N, r, H_out, W_out] before its norm. statistics [2, r]: the norm's mean and variance.
+    """
+
+    raw: Tensor
+    statistics: Tensor
+
+
+class Gradients(NamedTuple):
+    """The gradients of a layer: for x and what was reduced in their dtypes and memory formats, the others in float32
+    at least. pooled: None where x itself was reduced. norm [3, r]: for its scale, its shift, and for reduce's bias."""
+
+    x: Tensor
+    pooled: Tensor | None
+    reduce: Tensor
+    norm: Tensor
+    span: Tensor
+    bias: Tensor
+
+
 class Kernels(Protocol):
     """What a kernel module implements. Tensors may have any strides; results are new and dense."""
-
-    def reduce_forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """hidden [N, r, H, W], contiguous and in x's dtype, from x [N, C, H, W] and weight [r, C]."""
-
-    def reduce_backward(self, grad_hidden: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """grad_x [N, C, H, W] in x's dtype and memory format, grad_weight [r, C] in float32 at least."""
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
@@ -65,9 +82,16 @@ class Kernels(Protocol):
         contiguous."""
 
     def layer_forward(
-        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
-    ) -> Tensor:
-        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window, keeps: bool
+    ) -> tuple[Tensor, Kept | None]:
+        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which
+        hidden is made; with what the backward pass needs, if asked for: then there is a norm."""
+
+    def layer_backward(
+        self, grad_y: Tensor, x: Tensor, pooled: Tensor | None, kept: Kept, reducer: Reducer, generator: Generator,
+        window: Window,
+    ) -> Gradients:  # fmt: skip
+        """The gradients of a layer; without pooled, x itself was reduced, and its gradient is the whole one."""
 
 
 def _check(x: Tensor, hidden_size: tuple[int, ...], generator: Generator, window: Window) -> None:
@@ -89,9 +113,13 @@ def _check(x: Tensor, hidden_size: tuple[int, ...], generator: Generator, window
         )
 
 
-def _check_reduce(x: Tensor, weight: Tensor) -> None:
-    if x.shape[1] != weight.shape[1]:
-        raise InvbenchError(f"reduce takes {weight.shape[1]} channels: got {x.shape[1]} in {list(x.shape)}")
+def _check_layer(x: Tensor, reduced: Tensor, reducer: Reducer, generator: Generator, window: Window) -> None:
+    C, r = reducer.weight.shape[1], reducer.weight.shape[0]
+    if reduced.shape[1] != C:
+        raise InvbenchError(f"reduce takes {C} channels: got {reduced.shape[1]} in {list(reduced.shape)}")
+    if reducer.norm and (reducer.norm.scale.shape != (r,) or reducer.norm.shift.shape != (r,)):
+        raise InvbenchError(f"the norm does not fit {r} hidden channels: got {list(reducer.norm.scale.shape)}")
+    _check(x, (reduced.shape[0], r, *reduced.shape[2:]), generator, window)
 
 
 def _no_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -108,19 +136,15 @@ def empty_y(x: Tensor, hidden: Tensor) -> Tensor:
 
 
 class Fused:
-    """The operators ``invbench::NAME_span_forward``, ``NAME_span_backward`` and ``NAME_layer`` of a kernel module."""
+    """The operators of a kernel module."""
 
     def __init__(self, name: str, kernels: Kernels, aggregate: Aggregate) -> None:
         self.name, self.aggregate = name, aggregate
-        self._register_reduce(kernels)
-        self._register_backward(kernels)
-        self._register_forward(kernels)
-        self._register_layer(kernels)
-
-    def reduce(self, x: Tensor, weight: Tensor) -> Tensor:
-        """hidden [N, r, H, W], contiguous, from x [N, C, H, W] and weight [r, C], differentiable."""
-        hidden: Tensor = self.reduce_forward(x, weight)
-        return hidden
+        self._register_span_backward(kernels)
+        self._register_span_forward(kernels)
+        self._register_layer_inference(kernels)
+        self._register_layer_backward(kernels)
+        self._register_layer_forward(kernels)
 
     def span(self, x: Tensor, hidden: Tensor, generator: Generator, spec: LayerSpec) -> Tensor:
         """y [N, C, H_out, W_out] from x [N, C, H, W] and hidden [N, r, H_out, W_out], differentiable."""
@@ -129,51 +153,35 @@ class Fused:
         y: Tensor = self.span_forward(image, hidden, generator.span, generator.bias, *geometry)
         return y.to(x.dtype)
 
-    def layer(self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, spec: LayerSpec) -> Tensor:
-        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], without derivatives."""
+    def infer(self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, spec: LayerSpec) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], without derivatives; a norm has
+        its statistics."""
         image, padding = _extended(x, spec)
         mean, variance, scale, shift, epsilon = reducer.norm or (None, None, None, None, 0.0)
-        y: Tensor = self.layer_forward(
+        y: Tensor = self.layer_inference(
             image, pooled, reducer.weight, reducer.bias, mean, variance, scale, shift, epsilon, reducer.rectifies,
             generator.span, generator.bias, generator.G, spec.K, spec.stride, spec.dilation, padding,
         )  # fmt: skip
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def _register_reduce(self, kernels: Kernels) -> None:
-        def reduce_forward(x: Tensor, weight: Tensor) -> Tensor:
-            refuse_tangents(x, weight)
-            _check_reduce(x, weight)
-            return kernels.reduce_forward(x, weight)
+    def layer(
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, spec: LayerSpec
+    ) -> tuple[Tensor, Tensor]:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], differentiable; and the mean and
+        variance [2, r] that the norm used, which there has to be."""
+        image, padding = _extended(x, spec)
+        if reducer.norm is None:
+            raise InvbenchError("a differentiable layer needs a norm: got none; use span on the hidden channels")
+        mean, variance, scale, shift, epsilon = reducer.norm
+        results: tuple[Tensor, Tensor, Tensor] = self.layer_forward(
+            image, None if pooled is image else pooled, reducer.weight, reducer.bias, mean, variance, scale, shift,
+            epsilon, reducer.rectifies, generator.span, generator.bias,
+            generator.G, spec.K, spec.stride, spec.dilation, padding,
+        )  # fmt: skip
+        y, _, statistics = results
+        return y if y.dtype == x.dtype else y.to(x.dtype), statistics
 
-        def fake_forward(x: Tensor, weight: Tensor) -> Tensor:
-            return x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:]))
-
-        def reduce_backward(grad_hidden: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            refuse_tangents(grad_hidden, x, weight)
-            _check_reduce(x, weight)
-            return kernels.reduce_backward(grad_hidden, x, weight)
-
-        def fake_backward(grad_hidden: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            grad_x = torch.empty_like(x, memory_format=memory_format_of(x))
-            return grad_x, weight.new_empty(weight.shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs)
-
-        def backward(ctx: Any, grad_hidden: Tensor) -> tuple[Tensor, Tensor]:
-            x, weight = ctx.saved_tensors
-            if torch.is_grad_enabled():  # for a second derivative
-                grad_x = torch.einsum("nrhw,rc->nchw", grad_hidden, weight.to(grad_hidden.dtype))
-                return grad_x.to(x.dtype), torch.einsum("nrhw,nchw->rc", grad_hidden, x).to(weight.dtype)
-            grad_x, grad_weight = self.reduce_backward(grad_hidden, x, weight)
-            return grad_x, grad_weight.to(weight.dtype)
-
-        self.reduce_backward = register(f"{self.name}_reduce_backward", reduce_backward, fake_backward, _no_derivative)
-        self.reduce_forward = register(
-            f"{self.name}_reduce_forward", reduce_forward, fake_forward, backward, setup_context
-        )
-
-    def _register_forward(self, kernels: Kernels) -> None:
+    def _register_span_forward(self, kernels: Kernels) -> None:
         def span_forward(
             x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -219,7 +227,7 @@ class Fused:
         grad_hidden = torch.einsum("nkhw,kr->nrhw", grads, span)
         return grad_x, grad_hidden, torch.einsum("nkhw,nrhw->kr", grads, hidden), grads.sum((0, 2, 3))
 
-    def _register_backward(self, kernels: Kernels) -> None:
+    def _register_span_backward(self, kernels: Kernels) -> None:
         def span_backward(
             grad_y: Tensor, x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -240,8 +248,8 @@ class Fused:
 
         self.span_backward = register(f"{self.name}_span_backward", span_backward, fake, _no_derivative)
 
-    def _register_layer(self, kernels: Kernels) -> None:
-        def layer_forward(
+    def _register_layer_inference(self, kernels: Kernels) -> None:
+        def layer_inference(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
             variance: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, rectifies: bool,
             span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
@@ -252,9 +260,8 @@ class Fused:
             refuse_tangents(x, pooled, reduce, span, bias)
             reducer, generator = Reducer(reduce, reduce_bias, norm, rectifies), Generator(span, bias, G)
             window = Window(K, stride, dilation, padding)
-            _check_reduce(pooled, reduce)
-            _check(x, (pooled.shape[0], reduce.shape[0], *pooled.shape[2:]), generator, window)
-            return kernels.layer_forward(x, pooled, reducer, generator, window)
+            _check_layer(x, pooled, reducer, generator, window)
+            return kernels.layer_forward(x, pooled, reducer, generator, window, keeps=False)[0]
 
         def fake(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
@@ -263,7 +270,122 @@ class Fused:
         ) -> Tensor:  # fmt: skip
             return torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
 
-        self.layer_forward = register(f"{self.name}_layer", layer_forward, fake, _no_derivative)
+        self.layer_inference = register(f"{self.name}_layer_inference", layer_inference, fake, _no_derivative)
+
+    def _register_layer_forward(self, kernels: Kernels) -> None:
+        def layer_forward(
+            x: Tensor, pooled: Tensor | None, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
+            variance: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, rectifies: bool,
+            span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
+        ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+            refuse_tangents(x, reduce, scale, shift, span, bias)
+            reducer = Reducer(reduce, reduce_bias, Norm(mean, variance, scale, shift, epsilon), rectifies)
+            generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
+            reduced = x if pooled is None else pooled
+            _check_layer(x, reduced, reducer, generator, window)
+            y, kept = kernels.layer_forward(x, reduced, reducer, generator, window, keeps=True)
+            assert kept
+            return y, kept.raw, kept.statistics
+
+        def fake(
+            x: Tensor, pooled: Tensor | None, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
+            variance: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, rectifies: bool,
+            span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
+        ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+            reduced = x if pooled is None else pooled
+            y = torch.empty_like(reduced, dtype=x.dtype, memory_format=memory_format_of(x))
+            (N, _, H, W), r = reduced.shape, reduce.shape[0]
+            exact = torch.promote_types(x.dtype, torch.float32)
+            return y, x.new_empty((N, r, H, W), dtype=exact), x.new_empty((2, r), dtype=exact)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+            x, pooled, reduce, reduce_bias, mean, _, scale, shift, epsilon, rectifies, span, bias, *geometry = inputs
+            _, raw, statistics = output
+            ctx.mark_non_differentiable(raw, statistics)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(x, pooled, raw, statistics, reduce, reduce_bias, scale, shift, span, bias)
+            ctx.constants = (mean is not None, epsilon, rectifies, *geometry)
+
+        def backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+            x, pooled, raw, statistics, reduce, reduce_bias, scale, shift, span, bias = ctx.saved_tensors
+            if grad_y is None:
+                return (None,) * 17
+            tensors = (x, pooled, reduce, reduce_bias, scale, shift, span, bias)
+            if torch.is_grad_enabled():  # for a second derivative, through operators that have one
+                found = self._differentiable_layer_backward(grad_y, tensors, statistics, *ctx.constants)
+            else:
+                gradients = Gradients(*self.layer_backward(
+                    grad_y, x, pooled, raw, statistics, reduce, scale, shift, span, bias, *ctx.constants
+                ))  # fmt: skip
+                for_scale, for_shift, for_bias = gradients.norm.unbind()
+                found = (
+                    gradients.x, gradients.pooled, gradients.reduce, for_bias, for_scale, for_shift, gradients.span,
+                    gradients.bias,
+                )  # fmt: skip
+            cast = [
+                None if tensor is None or gradient is None else gradient.to(tensor.dtype)
+                for gradient, tensor in zip(found, tensors, strict=True)
+            ]
+            return *cast[:4], None, None, *cast[4:6], None, None, *cast[6:], None, None, None, None, None
+
+        self.layer_forward = register(f"{self.name}_layer_forward", layer_forward, fake, backward, setup_context)
+
+    def _differentiable_layer_backward(
+        self, grad_y: Tensor, tensors: tuple[Tensor | None, ...], statistics: Tensor, has_statistics: bool,
+        epsilon: float, rectifies: bool, *geometry: int,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """The gradients for the tensors that the layer had, by operators that can be differentiated again."""
+        # Views, so that the gradient for x does not come through pooled, which was made from it.
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        x, pooled, reduce, reduce_bias, scale, shift, span, bias = views
+        exact = statistics.dtype
+        reduced = x if pooled is None else pooled
+        assert reduced is not None
+        parts = (None if part is None else part.to(exact) for part in (reduced, reduce, reduce_bias, scale, shift))
+        reduced, reduce, reduce_bias, scale, shift = parts
+        hidden = torch.einsum("nchw,rc->nrhw", reduced, reduce)
+        if reduce_bias is not None:
+            hidden = hidden + reduce_bias[:, None, None]
+        mean, variance = statistics.unbind() if has_statistics else (None, None)
+        batch = not has_statistics
+        hidden = torch.nn.functional.batch_norm(hidden, mean, variance, scale, shift, batch, eps=epsilon)
+        hidden = hidden.relu() if rectifies else hidden
+        y = self.span_forward(x, hidden, span, bias, *geometry)
+        wanted = [view for view in views if view is not None]
+        found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+        return tuple(None if view is None else next(found) for view in views)
+
+    def _register_layer_backward(self, kernels: Kernels) -> None:
+        def layer_backward(
+            grad_y: Tensor, x: Tensor, pooled: Tensor | None, raw: Tensor, statistics: Tensor, reduce: Tensor,
+            scale: Tensor, shift: Tensor, span: Tensor, bias: Tensor, has_statistics: bool, epsilon: float,
+            rectifies: bool, G: int, K: int, stride: int, dilation: int, padding: int,
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+            refuse_tangents(grad_y, x, reduce, scale, shift, span, bias)
+            mean, variance = statistics.unbind() if has_statistics else (None, None)
+            reducer = Reducer(reduce, None, Norm(mean, variance, scale, shift, epsilon), rectifies)
+            generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
+            _check_layer(x, x if pooled is None else pooled, reducer, generator, window)
+            gradients = kernels.layer_backward(grad_y, x, pooled, Kept(raw, statistics), reducer, generator, window)
+            # An operator returns tensors only; this one is not used.
+            grad_pooled = x.new_empty(0) if gradients.pooled is None else gradients.pooled
+            return gradients.x, grad_pooled, *gradients[2:]
+
+        def fake(
+            grad_y: Tensor, x: Tensor, pooled: Tensor | None, raw: Tensor, statistics: Tensor, reduce: Tensor,
+            scale: Tensor, shift: Tensor, span: Tensor, bias: Tensor, has_statistics: bool, epsilon: float,
+            rectifies: bool, G: int, K: int, stride: int, dilation: int, padding: int,
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+            exact = statistics.dtype
+            grad_x = torch.empty_like(x, memory_format=memory_format_of(x))
+            grad_pooled = x.new_empty(0)
+            if pooled is not None:
+                grad_pooled = torch.empty_like(pooled, memory_format=memory_format_of(pooled))
+            parameters = (tensor.new_empty(tensor.shape, dtype=exact) for tensor in (reduce, span, bias))
+            grad_reduce, grad_span, grad_bias = parameters
+            return grad_x, grad_pooled, grad_reduce, raw.new_empty((3, raw.shape[1])), grad_span, grad_bias
+
+        self.layer_backward = register(f"{self.name}_layer_backward", layer_backward, fake, _no_derivative)
 
 
 def _extended(x: Tensor, spec: LayerSpec) -> tuple[Tensor, int]:

@@ -89,9 +89,15 @@ class Involution2d(nn.Module):
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         fused = self._fused(x)
-        if fused and not torch.is_grad_enabled() and self._folds():
-            return self._infer(fused, x)
-        hidden = self.activation(self.norm(self._reduced(fused, self.pool(x))))  # [N, hidden, H_out, W_out]
+        reducer = self._reducer() if fused else None
+        if fused and reducer:
+            fixed = reducer.norm is None or reducer.norm.mean is not None
+            if fixed and not torch.is_grad_enabled():
+                x = autocast(x)
+                return fused.infer(x, self.pool(x), reducer, self._generator(), self.spec)
+            if reducer.norm and (fixed or self._has_variance(x)):
+                return self._differentiable(fused, x, reducer)
+        hidden = self.activation(self.norm(self.reduce(self.pool(x))))  # [N, hidden, H_out, W_out]
         if fused:
             return fused.span(autocast(x), autocast(hidden), self._generator(), self.spec)
         weight = self.span(hidden).unflatten(1, (self.spec.G, self.spec.taps))  # [N, G, K*K, H_out, W_out]
@@ -111,45 +117,45 @@ class Involution2d(nn.Module):
         self.spec.check_size(x.shape[2], x.shape[3])
         return fused_operators(x, self.backend)
 
-    def _reduced(self, fused: Fused | None, pooled: Tensor) -> Tensor:
-        """reduce(pooled), by an operator of the backend if it has one and that part is what this class made."""
-        reduce = self.reduce
-        if fused and self._is_reduce(reduce):
-            hidden = fused.reduce(autocast(pooled), reduce.weight.flatten(1))
-            return hidden if reduce.bias is None else hidden + reduce.bias.to(hidden.dtype)[:, None, None]
-        result: Tensor = reduce(pooled)
-        return result
-
-    def _folds(self) -> bool:
-        """Whether reduce, norm and activation are one matrix product and perhaps a rectifier, with fixed statistics."""
+    def _reducer(self) -> Reducer | None:
+        """What makes hidden, if that is a matrix product, perhaps a batch norm, and perhaps a rectifier."""
         reduce, norm, activation = self.reduce, self.norm, self.activation
-        if not self._is_reduce(reduce) or _is_watched(norm) or _is_watched(activation):
-            return False
+        if not _is_pointwise(reduce) or reduce.weight.dtype != self.span.weight.dtype:
+            return None
+        if type(activation) not in (nn.ReLU, nn.Identity) or _is_watched(norm) or _is_watched(activation):
+            return None
+        used = None
         if type(norm) is nn.BatchNorm2d:
-            has_statistics = norm.running_mean is not None and norm.running_var is not None
-            if norm.training or not (norm.affine and has_statistics):
-                return False
+            if not norm.affine or (norm.running_mean is None) != (norm.running_var is None):
+                return None
+            mean, variance = (None, None) if norm.training else (norm.running_mean, norm.running_var)
+            used = Norm(mean, variance, norm.weight, norm.bias, norm.eps)
         elif type(norm) is not nn.Identity:
-            return False
-        return type(activation) in (nn.ReLU, nn.Identity)
+            return None
+        return Reducer(reduce.weight.flatten(1), reduce.bias, used, isinstance(activation, nn.ReLU))
 
-    def _is_reduce(self, part: nn.Module) -> TypeGuard[nn.Conv2d]:
-        """Whether a part is a plain 1x1 convolution in the span's dtype."""
-        return _is_pointwise(part) and part.weight.dtype == self.span.weight.dtype
+    def _has_variance(self, x: Tensor) -> bool:
+        """Whether a batch has more than one position; batch norm refuses to train on one that has not."""
+        return x.shape[0] * self.spec.out_size(x.shape[2]) * self.spec.out_size(x.shape[3]) > 1
 
     def _generator(self) -> Generator:
         return Generator(self.span.weight.flatten(1), cast(Tensor, self.span.bias), self.spec.G)
 
-    def _infer(self, fused: Fused, x: Tensor) -> Tensor:
-        """The whole layer at once, batch norm folded into ``reduce``."""
-        reduce, norm = cast(nn.Conv2d, self.reduce), self.norm
-        folded = None
-        if isinstance(norm, nn.BatchNorm2d):
-            statistics = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-            folded = Norm(*statistics, norm.weight, norm.bias, norm.eps)
-        reducer = Reducer(reduce.weight.flatten(1), reduce.bias, folded, isinstance(self.activation, nn.ReLU))
+    def _differentiable(self, fused: Fused, x: Tensor, reducer: Reducer) -> Tensor:
+        """The whole layer at once, and what batch norm learns of the batch."""
         x = autocast(x)
-        return fused.layer(x, self.pool(x), reducer, self._generator(), self.spec)
+        pooled = self.pool(x)
+        y, statistics = fused.layer(x, pooled, reducer, self._generator(), self.spec)
+        norm = cast(nn.BatchNorm2d, self.norm)
+        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            factor = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+            count = pooled.numel() // pooled.shape[1]
+            mean, variance = statistics.unbind()
+            for running, seen in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+                if running is not None:
+                    running.lerp_(seen.to(running.dtype), factor)
+        return y
 
     def extra_repr(self) -> str:
         """The spec and the backend, for print(layer)."""

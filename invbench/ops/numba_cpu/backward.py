@@ -14,16 +14,16 @@ from invbench.ops.numba_cpu.columns import (
     pack_columns,
     remainder_bytes,
     row_of_positions_bytes,
-    total_of,
     write_offsets,
 )
 from invbench.ops.numba_cpu.elements import EXACT, read, write
 from invbench.ops.numba_cpu.matmul import add_matmul, matmul
-from invbench.ops.numba_cpu.record import NEXT_SLOT, compiled, inlined
+from invbench.ops.numba_cpu.record import UNIT, compiled, inlined, take, take_next, wait
 from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
 from invbench.ops.numba_cpu.seams import finish_strip
-from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
+from invbench.ops.numba_cpu.sums import total_of
 
 
 @compiled
@@ -112,7 +112,7 @@ def _learn(
     )  # fmt: skip
     bias = job.grad_bias + (part * strips + strip) * job.grad_bias_part + row * size
     for k in range(rows):
-        total = total_of(zero, gradient + k * job.tile_step, vectors)
+        total = total_of(zero, gradient + k * job.tile_step, count)
         write(EXACT, zero, read(EXACT, zero, bias + k * size) + total, bias + k * size)
 
 
@@ -131,9 +131,8 @@ def _rounded(size: int) -> int:
 
 
 @compiled
-def backward(job: Any, zero: Any) -> None:
-    """grad_x, grad_weight and the gradients of the generator, as far as they are wanted."""
-    scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
+def run_units(job: Any, zero: Any, scratch: int) -> None:
+    """grad_x but for the rows that strips share, grad_weight, and the parts of the generator's gradients."""
     taps, row = job.K * job.K, scratch
     offsets = row + _rounded(
         max(job.vectors * VECTOR_BYTES * job.W_out, job.C // job.G * row_of_positions_bytes(job, zero))
@@ -146,10 +145,8 @@ def backward(job: Any, zero: Any) -> None:
     strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
     wants_weight = job.grad_weight or job.grad_span
     write_offsets(job, zero, offsets)
-    while True:
-        unit = fetch_add(job.address, 1)
-        if unit >= parts * strips * chunks:
-            break
+    unit = take(job, UNIT)
+    while unit < parts * strips * chunks:
         chunk, strip, part = unit % chunks, unit // chunks % strips, unit // chunks // strips
         groups = range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.G))
         top = strip * job.strip
@@ -179,3 +176,5 @@ def backward(job: Any, zero: Any) -> None:
             for g in groups:
                 if job.grad_x:
                     finish_strip(job, zero, sums + (g - groups.start) * job.image_bytes, n, g, strip)
+        unit = take_next(job, UNIT)
+    wait(job, UNIT, parts * strips * chunks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -65,27 +64,6 @@ def correlate_tile(
         return context.get_dummy_value()
 
     return types.void(zero, *[types.int64] * 9), generate
-
-
-@intrinsic
-def total_of(typing_context: Any, zero: Any, address: Any, vectors: Any) -> Any:
-    """The sum of so many neighbouring vectors, over their lanes, too."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, address, vectors = arguments
-        vector = vector_of(zero)
-        sums = cells_of(builder, vector, 1, 1)
-        with count_to(builder, vectors) as index, in_registers(builder, sums) as values:
-            at = builder.add(address, builder.mul(index.index, constant(VECTOR_BYTES)))
-            values[0][0] = builder.fadd(values[0][0], load(builder, vector, at))
-        total, lanes = builder.load(sums[0][0]), []
-        for lane in range(vector.count):
-            lanes.append(builder.extract_element(total, ir.Constant(ir.IntType(32), lane)))
-        while len(lanes) > 1:
-            lanes = [builder.fadd(left, right) for left, right in zip(lanes[::2], lanes[1::2], strict=True)]
-        return lanes[0]
-
-    return zero(zero, types.int64, types.int64), generate
 
 
 @inlined

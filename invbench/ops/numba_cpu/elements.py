@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from invbench.ops.numba_cpu.record import inlined
 from invbench.ops.numba_cpu.simd import load, real_of, store
 
 # How an element lies in memory: in the type that is computed with, or in 16 bits.
@@ -111,3 +112,11 @@ def write(typing_context: Any, element: Any, zero: Any, number: Any, address: An
 
     # Numba converts another number to the type that is named here.
     return types.void(element, zero, zero, types.int64), generate
+
+
+@inlined
+def read_any(zero: Any, element: int, address: int) -> Any:
+    """The number at an address, in ``zero``'s type, whatever way it lies there."""
+    if element == EXACT:
+        return read(EXACT, zero, address)
+    return read(FLOAT16, zero, address) if element == FLOAT16 else read(BFLOAT16, zero, address)

@@ -1,4 +1,4 @@
-"""The hidden channels of a layer: reduce, at inference with batch norm and a rectifier, and the gradients of reduce."""
+"""The hidden channels of a layer, from what is reduced: reduce, batch norm and a rectifier, and their gradients."""
 
 from __future__ import annotations
 
@@ -6,44 +6,43 @@ from typing import Any
 
 import numpy as np
 
-from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
+from invbench.ops.numba_cpu.elements import EXACT, read, read_any, write
 from invbench.ops.numba_cpu.matmul import add_matmul, matmul
-from invbench.ops.numba_cpu.record import INDEX, NEXT_SLOT, compiled, inlined
-from invbench.ops.numba_cpu.simd import (
-    VECTOR_BYTES,
-    bytes_of,
-    fetch,
-    fetch_add,
-    finish_vector,
-    float_of,
-    multiply_vector,
+from invbench.ops.numba_cpu.norm import measure, norm_backward, normalise
+from invbench.ops.numba_cpu.record import (
+    FOLD,
+    GRAD_HIDDEN,
+    GRAD_REDUCE,
+    NORM,
+    REDUCE,
+    TOTAL,
+    compiled,
+    inlined,
+    take,
+    take_next,
+    wait,
 )
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, finish_vector, float_of, multiply_vector
 from invbench.ops.numba_cpu.slots import clear, read_slots, write_slots
+from invbench.ops.numba_cpu.sums import add_parts
 
 # Positions that are reduced at once, and columns of reduce that are folded at once.
 CHUNK, FOLDED = 112, 64
-
-FOLD_NEXT, FOLD_DONE = 8 * INDEX["fold_next"], 8 * INDEX["fold_done"]
-REDUCE_NEXT, REDUCE_DONE = 8 * INDEX["reduce_next"], 8 * INDEX["reduce_done"]
-
-
-@inlined
-def _read(zero: Any, element: int, address: int) -> Any:
-    if element == EXACT:
-        return read(EXACT, zero, address)
-    return read(FLOAT16, zero, address) if element == FLOAT16 else read(BFLOAT16, zero, address)
+# Rows of a gradient that are added up at once.
+TOTALLED = 16
 
 
 @compiled
 def _fold(job: Any, zero: Any, scales: int, unit: int) -> None:
-    """Some rows of the matrix, each a column of reduce times the scales of the norm; from unit 0 also the biases."""
-    size, width = bytes_of(zero), job.matrix_row
+    """Some rows of the matrix, each a column of reduce times the scales of the norm, unless that is to be seen apart;
+    from unit 0 also the biases."""
+    size, width, folds = bytes_of(zero), job.matrix_row, job.norm_variance and not job.raw
     clear(scales, width)
     for k in range(job.r):
         scale = zero + 1
-        if job.norm_variance:
-            variance = _read(zero, job.norm_variance_element, job.norm_variance + k * job.norm_variance_r)
-            scale = _read(zero, job.norm_scale_element, job.norm_scale + k * job.norm_scale_r)
+        if folds:
+            variance = read_any(zero, job.norm_variance_element, job.norm_variance + k * job.norm_variance_r)
+            scale = read_any(zero, job.norm_scale_element, job.norm_scale + k * job.norm_scale_r)
             scale = scale / np.sqrt(variance + float_of(zero, job.norm_epsilon))
         write(EXACT, zero, scale, scales + k * size)
     first = unit * FOLDED
@@ -62,17 +61,17 @@ def _fold(job: Any, zero: Any, scales: int, unit: int) -> None:
         for k in range(job.r):
             bias = zero
             if job.reduce_bias:
-                bias = _read(zero, job.reduce_bias_element, job.reduce_bias + k * job.reduce_bias_r)
-            if job.norm_variance:
-                mean = _read(zero, job.norm_mean_element, job.norm_mean + k * job.norm_mean_r)
-                shift = _read(zero, job.norm_shift_element, job.norm_shift + k * job.norm_shift_r)
+                bias = read_any(zero, job.reduce_bias_element, job.reduce_bias + k * job.reduce_bias_r)
+            if folds:
+                mean = read_any(zero, job.norm_mean_element, job.norm_mean + k * job.norm_mean_r)
+                shift = read_any(zero, job.norm_shift_element, job.norm_shift + k * job.norm_shift_r)
                 bias = (bias - mean) * read(EXACT, zero, scales + k * size) + shift
             write(EXACT, zero, bias, biases + k * size)
 
 
 @compiled
 def _reduce(job: Any, zero: Any, scratch: int, n: int, row: int, first: int, count: int) -> None:
-    """hidden [r, positions] of one image, for some positions that are neighbours."""
+    """hidden [r, positions] of one image, or raw, for some positions that are neighbours."""
     size, width = bytes_of(zero), job.matrix_row
     sums = scratch + CHUNK * job.C * size
     bias, zeros = job.matrix + job.C * width, job.matrix + (job.C + 1) * width
@@ -86,78 +85,168 @@ def _reduce(job: Any, zero: Any, scratch: int, n: int, row: int, first: int, cou
     )  # fmt: skip
     for p in range(count):
         for offset in range(0, width, VECTOR_BYTES):
-            finish_vector(zero, sums + p * width + offset, bias + offset, job.rectifies)
-    to = job.hidden + n * job.hidden_n + (row * job.W_out + first) * size
-    write_slots(zero, sums, width, to, EXACT, job.hidden_step, size, job.r, count)
+            finish_vector(zero, sums + p * width + offset, bias + offset, np.int64(job.rectifies and not job.raw))
+    to, step = job.hidden + n * job.hidden_n, job.hidden_step
+    if job.raw:
+        step = job.H_out * job.W_out * size
+        to = job.raw + n * job.r * step
+    write_slots(zero, sums, width, to + (row * job.W_out + first) * size, EXACT, step, size, job.r, count)
 
 
 @compiled
 def make_hidden(job: Any, zero: Any, scratch: int) -> None:
-    """hidden [N, r, positions]: fold, then reduce. A thread that finds no unit left waits for those that are at one."""
+    """hidden [N, r, positions]: fold, then reduce, then norm where that is to be seen apart."""
     units = -(-job.C // FOLDED)
-    while True:
-        unit = fetch_add(job.address + FOLD_NEXT, 1)
-        if unit >= units:
-            break
+    unit = take(job, FOLD)
+    while unit < units:
         _fold(job, zero, scratch, unit)
-        fetch_add(job.address + FOLD_DONE, 1)
-    while fetch(job.address + FOLD_DONE) < units:
-        pass
+        unit = take_next(job, FOLD)
+    wait(job, FOLD, units)
     is_flat = job.pooled_h == job.W_out * job.pooled_w
     rows, columns = (1, job.H_out * job.W_out) if is_flat else (job.H_out, job.W_out)
     chunks = -(-columns // CHUNK)
     units = job.N * rows * chunks
-    while True:
-        unit = fetch_add(job.address + REDUCE_NEXT, 1)
-        if unit >= units:
-            break
+    unit = take(job, REDUCE)
+    while unit < units:
         first = unit % chunks * CHUNK
         _reduce(job, zero, scratch, unit // chunks // rows, unit // chunks % rows, first, min(CHUNK, columns - first))
-        fetch_add(job.address + REDUCE_DONE, 1)
-    while fetch(job.address + REDUCE_DONE) < units:
-        pass
+        unit = take_next(job, REDUCE)
+    wait(job, REDUCE, units)
+    if job.raw:
+        unit = take(job, NORM)
+        while unit < job.r:
+            measure(job, zero, unit)
+            normalise(job, zero, unit)
+            unit = take_next(job, NORM)
+        wait(job, NORM, job.r)
 
 
 @compiled
-def reduce_backward(job: Any, zero: Any) -> None:
-    """The gradients of reduce: grad_pooled, and the sums of that for the weight, from the gradient of hidden.
+def make_hidden_again(job: Any, zero: Any) -> None:
+    """hidden [N, r, positions] from raw and the statistics, in a backward pass."""
+    unit = take(job, NORM)
+    while unit < job.r:
+        normalise(job, zero, unit)
+        unit = take_next(job, NORM)
+    wait(job, NORM, job.r)
 
-    A unit is some runs of positions of one image, whose sums for the weight are its own.
+
+@compiled
+def _gather(job: Any, zero: Any, k: int) -> None:
+    """Channel k of grad_raw: the sum of what the chunks of groups brought to the gradient of hidden."""
+    size, chunks = bytes_of(zero), -(-job.G // job.chunk)
+    for n in range(job.N):
+        for strip in range(-(-job.H_out // job.strip)):
+            top = strip * job.strip
+            count = (min(top + job.strip, job.H_out) - top) * job.W_out
+            source = job.grad_hidden + n * job.grad_hidden_n + k * job.grad_hidden_step + strip * job.grad_hidden_strip
+            to = job.grad_raw + ((n * job.r + k) * job.H_out + top) * job.W_out * size
+            add_parts(zero, to, count, source, chunks, job.grad_hidden_part)
+
+
+@compiled
+def hidden_backward(job: Any, zero: Any) -> None:
+    """grad_raw [N, r, positions], dense: the gradient of hidden, or of raw where there is one."""
+    unit = take(job, GRAD_HIDDEN)
+    while unit < job.r:
+        _gather(job, zero, unit)
+        if job.raw:
+            norm_backward(job, zero, unit)
+        unit = take_next(job, GRAD_HIDDEN)
+    wait(job, GRAD_HIDDEN, job.r)
+
+
+@compiled
+def _reduce_backward(job: Any, zero: Any, scratch: int, n: int, first: int, count: int, to: int) -> None:
+    """What some positions of one image that are neighbours bring to the gradients of what was reduced, and of reduce.
+
+    Without an image of its own, what was reduced is x, whose gradient lies in grad_x already.
     """
-    size, width = bytes_of(zero), job.matrix_row
-    pixels = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
-    sums = pixels + CHUNK * width
-    is_whole = job.C * size == width
+    size, width = bytes_of(zero), job.grad_reduce_row
+    pixels, results = scratch, scratch + CHUNK * width
+    is_whole, adds = job.C * size == width, not job.grad_pooled
+    positions = job.H_out * job.W_out
+    gradient = job.grad_raw + (n * job.r * positions + first) * size
+    source, step = job.pooled + n * job.pooled_n + first * job.pooled_w, job.pooled_w
+    if not (is_whole and job.pooled_element == EXACT and job.pooled_c == size):
+        read_slots(zero, pixels, width, source, job.pooled_element, job.pooled_c, step, job.C, count)
+        source, step = pixels, width
+    add_matmul(
+        zero, job.r, width // VECTOR_BYTES, gradient, positions * size, size, source, step, count,
+        to, job.grad_reduce_row,
+    )  # fmt: skip
+    target, target_c, target_w = job.grad_pooled + n * job.grad_pooled_n, job.grad_pooled_c, job.grad_pooled_w
+    element = job.grad_pooled_element
+    if adds:
+        target, target_c, target_w = job.grad_x + n * job.grad_x_n, job.grad_x_c, job.grad_x_w
+        element = job.grad_x_element
+    target += first * target_w
+    at, step = results, width
+    if is_whole and element == EXACT and target_c == size:
+        at, step = target, target_w
+    elif adds:
+        read_slots(zero, results, width, target, element, target_c, target_w, job.C, count)
+    if adds:
+        add_matmul(
+            zero, count, width // VECTOR_BYTES, gradient, size, positions * size, job.matrix, width, job.r, at, step
+        )
+    else:
+        matmul(
+            zero, count, width // VECTOR_BYTES, gradient, size, positions * size, job.matrix, width, job.r,
+            job.zeros, 0, at, step,
+        )  # fmt: skip
+    if at == results:
+        write_slots(zero, results, width, target, element, target_c, target_w, job.C, count)
+
+
+@inlined
+def _reduce_units(job: Any) -> int:
+    """Units of the gradient of reduce in one image."""
     runs = -(-job.H_out * job.W_out // CHUNK)
-    units = -(-runs // job.chunk)
-    while True:
-        unit = fetch_add(job.address, 1)
-        if unit >= job.N * units:
-            break
-        n = unit // units
-        to = job.grad_span + unit * job.grad_span_part
-        for run in range(unit % units * job.chunk, min((unit % units + 1) * job.chunk, runs)):
+    return -(-runs // job.runs)
+
+
+@compiled
+def reduce_backward(job: Any, zero: Any, scratch: int) -> None:
+    """The gradients of what was reduced, and the sums of that of reduce. A unit is some runs of positions of one image,
+    whose sums are its own."""
+    positions, units = job.H_out * job.W_out, _reduce_units(job)
+    runs = -(-positions // CHUNK)
+    unit = take(job, GRAD_REDUCE)
+    while unit < job.N * units:
+        to = job.grad_reduce + unit * job.grad_reduce_part
+        clear(to, job.r * job.grad_reduce_row)
+        for run in range(unit % units * job.runs, min((unit % units + 1) * job.runs, runs)):
             first = run * CHUNK
-            count = min(CHUNK, job.H_out * job.W_out - first)
-            gradient = job.hidden + n * job.hidden_n + first * size
-            source = job.pooled + n * job.pooled_n + first * job.pooled_w
-            target = job.grad_pooled + n * job.grad_pooled_n + first * job.grad_pooled_w
-            at, step = source, job.pooled_w
-            if not (is_whole and job.pooled_element == EXACT and job.pooled_c == size):
-                read_slots(zero, pixels, width, source, job.pooled_element, job.pooled_c, step, job.C, count)
-                at, step = pixels, width
-            add_matmul(
-                zero, job.r, width // VECTOR_BYTES, gradient, job.hidden_step, size, at, step, count,
-                to, job.grad_span_row,
-            )  # fmt: skip
-            is_direct = is_whole and job.grad_pooled_element == EXACT and job.grad_pooled_c == size
-            at, step = (target, job.grad_pooled_w) if is_direct else (sums, width)
-            matmul(
-                zero, count, width // VECTOR_BYTES, gradient, size, job.hidden_step, job.matrix, width, job.r,
-                job.zeros, 0, at, step,
-            )  # fmt: skip
-            if not is_direct:
-                write_slots(
-                    zero, sums, width, target, job.grad_pooled_element, job.grad_pooled_c, job.grad_pooled_w, job.C,
-                    count,
-                )  # fmt: skip
+            _reduce_backward(job, zero, scratch, unit // units, first, min(CHUNK, positions - first), to)
+        unit = take_next(job, GRAD_REDUCE)
+    wait(job, GRAD_REDUCE, job.N * units)
+
+
+@compiled
+def add_totals(job: Any, zero: Any) -> None:
+    """The gradients of the span, of its bias, and of reduce, from the parts that units have summed."""
+    size, taps = bytes_of(zero), job.K * job.K
+    parts = -(-job.N // job.images) * -(-job.H_out // job.strip)
+    rows = -(-job.r // TOTALLED) if job.raw else 0
+    spans = -(-job.G * taps // TOTALLED)
+    unit = take(job, TOTAL)
+    while unit < spans + rows:
+        if unit < spans:
+            _total_spans(job, zero, unit * TOTALLED, min(TOTALLED, job.G * taps - unit * TOTALLED), parts)
+        else:
+            first = (unit - spans) * TOTALLED
+            for k in range(first, min(first + TOTALLED, job.r)):
+                source, to = job.grad_reduce + k * job.grad_reduce_row, job.total_reduce + k * job.C * size
+                add_parts(zero, to, job.C, source, job.N * _reduce_units(job), job.grad_reduce_part)
+        unit = take(job, TOTAL)
+
+
+@compiled
+def _total_spans(job: Any, zero: Any, first: int, count: int, parts: int) -> None:
+    """Some rows of the gradient of the span, and of its bias."""
+    size = bytes_of(zero)
+    for k in range(first, first + count):
+        source, to = job.grad_span + k * job.grad_span_row, job.total_span + k * job.r * size
+        add_parts(zero, to, job.r, source, parts, job.grad_span_part)
+    add_parts(zero, job.total_bias + first * size, count, job.grad_bias + first * size, parts, job.grad_bias_part)

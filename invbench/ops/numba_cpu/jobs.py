@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -90,24 +91,56 @@ class Problem(NamedTuple):
         return max(1, (rows - w.dilation * (w.K - 1) - 1) // w.stride + 1)
 
 
+class Plan(NamedTuple):
+    """All of a job but its tensors: fields, and memory that it needs while it runs, which ``places`` (fields, offsets)
+    lie in."""
+
+    fields: tuple[int, ...]
+    places: tuple[tuple[int, int], ...] = ()
+    size: int = 0
+
+
+def _plan(values: Mapping[str, int], workspace: Mapping[str, int] | None = None) -> Plan:
+    """values: fields by name. workspace: bytes by the name of the field that says where they lie."""
+    fields, places, size = [0] * len(INDEX), [], 0
+    for name, value in values.items():
+        fields[INDEX[name]] = value
+    for name, needed in (workspace or {}).items():
+        places.append((INDEX[name], size))
+        size += rounded(needed)
+    return Plan(tuple(fields), tuple(places), size)
+
+
+def rounded(size: int) -> int:
+    """Bytes up to a whole cache line."""
+    return -(-size // 64) * 64
+
+
 @functools.lru_cache(maxsize=1024)
-def forward_plan(problem: Problem, threads: int) -> tuple[int, ...]:
-    """The fields of a forward job, but for its tensors."""
+def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
+    """Of a forward pass; of a whole layer, if r hidden channels are to be made."""
     wanted = -(-threads * UNITS_PER_THREAD // max(1, problem.N * problem.G)) if threads > 1 else 1
     strip = min(-(-problem.H_out // wanted), problem.strip_within(IMAGE_BYTES))
     # Below a few rows, a strip mostly copies what its neighbours copy, too.
     strips = -(-problem.H_out // min(problem.H_out, max(strip, 4)))
-    return _plan(problem, -(-problem.H_out // strips))
+    values = _cut(problem, -(-problem.H_out // strips))
+    if not r:
+        return _plan(values)
+    row = matrix_width(r, problem.size) * problem.size
+    scratch = max(values["scratch_bytes"], rounded(CHUNK * (problem.C * problem.size + row)))
+    values |= {"matrix_row": row, "scratch_bytes": scratch, **_hidden_steps(problem, r)}
+    return _plan(values, {"hidden": _hidden_bytes(problem, r), "matrix": (problem.C + 2) * row})
 
 
 @functools.lru_cache(maxsize=1024)
-def backward_plan(problem: Problem, r: int = 0) -> tuple[int, ...]:
-    """The fields of a backward job, but for its tensors; its cut does not depend on the number of threads.
+def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: bool = False) -> Plan:
+    """Of a backward pass, whose cut does not depend on the number of threads.
 
-    r: the hidden channels where the gradients of a generator are wanted, for which units of more groups and images are
-    better: there are fewer partial sums.
+    wants_x: whether the gradient of x is wanted. r: the hidden channels where the gradients of a generator are wanted,
+    for which units of more groups and images are better: there are fewer partial sums. is_layer: whether those of what
+    makes hidden are wanted, too.
     """
-    w = problem.window
+    w, size = problem.window, problem.size
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
     row_bytes = problem.row_bytes * problem.blocks + problem.columns_bytes(1) // problem.image_rows(1)
     within = max(1, (IMAGE_BYTES // row_bytes - problem.image_rows(1)) // w.stride + 1)
@@ -122,25 +155,72 @@ def backward_plan(problem: Problem, r: int = 0) -> tuple[int, ...]:
         units = max(1, -(-problem.N // images)) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
         chunk = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
-    fields = list(_plan(problem, strip, VECTOR_BYTES // problem.size))
-    parts = {
-        "images": images, "chunk": chunk,
-        "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
-        "columns_bytes": problem.columns_bytes(strip),
+    values = _cut(problem, strip, VECTOR_BYTES // size)
+    values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
+    positions_bytes = -(-problem.W_out * size // VECTOR_BYTES) * VECTOR_BYTES
+    row = rounded(max(problem.W_out * problem.slot, problem.C // problem.G * positions_bytes))
+    tile = values["tile_bytes"]
+    scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + row + rounded(8 * w.K)
+    scratch += values["rows"] * problem.W_out * matrix_width(r, size) * size
+    values["scratch_bytes"] = rounded(scratch)
+    shared = max(0, w.dilation * (w.K - 1) - w.stride + 1)
+    workspace = {}
+    if wants_x and strips > 1:
+        workspace["seams"] = problem.N * problem.G * (strips - 1) * problem.blocks * 2 * shared * problem.row_bytes
+    if r:
+        _sum_apart(problem, r, values, workspace)
+    if is_layer:
+        _reduce_apart(problem, r, values, workspace)
+    return _plan(values, workspace)
+
+
+def _sum_apart(problem: Problem, r: int, values: dict[str, int], workspace: dict[str, int]) -> None:
+    """Add where the units of a backward pass sum the gradients of hidden, of the span and of its bias, each apart."""
+    strip, size, taps = values["strip"], problem.size, problem.G * problem.window.K**2
+    strips, parts = -(-problem.H_out // strip), -(-problem.N // values["images"])
+    # Each strip with room for the vector that begins with its last position.
+    room = (strip * problem.W_out + VECTOR_BYTES // size) * size
+    row = matrix_width(r, size) * size
+    values |= {
+        "grad_hidden_strip": room, "grad_hidden_step": strips * room, "grad_hidden_n": r * strips * room,
+        "grad_hidden_part": problem.N * r * strips * room,
+        "grad_span_row": row, "grad_span_part": taps * row, "grad_bias_part": taps * size,
     }  # fmt: skip
-    for name, value in parts.items():
-        fields[INDEX[name]] = value
-    positions_bytes = -(-problem.W_out * problem.size // VECTOR_BYTES) * VECTOR_BYTES
-    row = _rounded(max(problem.W_out * problem.slot, problem.C // problem.G * positions_bytes))
-    tile = fields[INDEX["tile_bytes"]]
-    scratch = chunk * (parts["image_bytes"] + parts["columns_bytes"] + tile) + tile + row + _rounded(8 * w.K)
-    scratch += fields[INDEX["rows"]] * problem.W_out * matrix_width(r, problem.size) * problem.size
-    fields[INDEX["scratch_bytes"]] = _rounded(scratch)
-    return tuple(fields)
+    workspace |= {
+        "grad_hidden": -(-problem.G // values["chunk"]) * values["grad_hidden_part"],
+        "grad_span": parts * strips * taps * row, "grad_bias": parts * strips * taps * size,
+    }  # fmt: skip
 
 
-def _plan(problem: Problem, strip: int, room: int = 0) -> tuple[int, ...]:
-    """room: positions for which a tile has room behind the last one."""
+def _reduce_apart(problem: Problem, r: int, values: dict[str, int], workspace: dict[str, int]) -> None:
+    """Add where hidden and the gradient of raw lie, and where the sums for reduce are made."""
+    positions = problem.H_out * problem.W_out
+    runs = -(-positions // CHUNK)
+    # Of one image so many runs together that about BACKWARD_UNITS sums for reduce are left to be added.
+    together = min(runs, max(1, -(-problem.N * runs // BACKWARD_UNITS)))
+    row = matrix_width(problem.C, problem.size) * problem.size
+    values |= {
+        "runs": together, "matrix_row": row, "grad_reduce_row": row, "grad_reduce_part": r * row,
+        "scratch_bytes": max(values["scratch_bytes"], rounded(2 * CHUNK * row)), **_hidden_steps(problem, r),
+    }  # fmt: skip
+    workspace |= {
+        "hidden": _hidden_bytes(problem, r), "grad_raw": problem.N * r * positions * problem.size,
+        "grad_reduce": problem.N * -(-runs // together) * r * row,
+    }  # fmt: skip
+
+
+def _hidden_steps(problem: Problem, r: int) -> dict[str, int]:
+    # Rows of positions with room for the vector that begins with the last one.
+    step = (problem.H_out * problem.W_out + VECTOR_BYTES // problem.size) * problem.size
+    return {"hidden_step": step, "hidden_n": r * step}
+
+
+def _hidden_bytes(problem: Problem, r: int) -> int:
+    return problem.N * _hidden_steps(problem, r)["hidden_n"]
+
+
+def _cut(problem: Problem, strip: int, room: int = 0) -> dict[str, int]:
+    """Fields of a pass over strips of so many rows. room: positions that a tile has room for behind the last one."""
     window, taps, size = problem.window, problem.window.K**2, problem.size
     rows = min(strip, max(1, -(-TILE_POSITIONS // problem.W_out)))
     # An odd number of vectors, so that the taps of a position do not all fall into the same set of a cache.
@@ -148,46 +228,15 @@ def _plan(problem: Problem, strip: int, room: int = 0) -> tuple[int, ...]:
     parts = {
         "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
         "tile_bytes": taps * tile_step,
-        "row_bytes": _rounded(problem.W_out * problem.slot),
+        "row_bytes": rounded(problem.W_out * problem.slot),
     }
-    values = {
+    return {
         **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
         "K": window.K, "stride": window.stride, "dilation": window.dilation, "padding": window.padding,
         "vectors": problem.vectors, "strip": strip, "rows": rows, "tile_step": tile_step,
         **parts,
-        "scratch_bytes": _rounded(sum(parts.values())),
+        "scratch_bytes": rounded(sum(parts.values())),
     }  # fmt: skip
-    return _fields(values)
-
-
-def _rounded(size: int) -> int:
-    return -(-size // 64) * 64
-
-
-@functools.lru_cache(maxsize=1024)
-def layer_plan(problem: Problem, r: int, threads: int) -> tuple[int, ...]:
-    """The fields of a forward job that makes r hidden channels before, but for its tensors."""
-    fields = list(forward_plan(problem, threads))
-    width = matrix_width(r, problem.size) * problem.size
-    fields[INDEX["matrix_row"]] = width
-    scratch = CHUNK * (problem.C * problem.size + width)
-    fields[INDEX["scratch_bytes"]] = max(fields[INDEX["scratch_bytes"]], _rounded(scratch))
-    return tuple(fields)
-
-
-@functools.lru_cache(maxsize=1024)
-def reduce_plan(problem: Problem, r: int) -> tuple[int, ...]:
-    """The fields of a job that reduces, or of its backward pass, but for its tensors; K is 1, as for any 1x1 layer."""
-    size, positions = problem.size, problem.H_out * problem.W_out
-    runs = -(-positions // CHUNK)
-    width, back = matrix_width(r, size) * size, matrix_width(problem.C, size) * size
-    values = {
-        **dict(zip(Problem._fields[:7], problem[:7], strict=True)), "K": 1, "r": r, "matrix_row": width,
-        # Of one image so many runs together that about BACKWARD_UNITS sums for the weight are left to be added.
-        "chunk": min(runs, max(1, -(-problem.N * runs // BACKWARD_UNITS))),
-        "scratch_bytes": _rounded(CHUNK * max(problem.C * size + width, 2 * back)),
-    }  # fmt: skip
-    return _fields(values)
 
 
 def matrix_width(r: int, size: int) -> int:
@@ -196,18 +245,17 @@ def matrix_width(r: int, size: int) -> int:
     return -(-r // lanes) * lanes
 
 
-def _fields(values: dict[str, int]) -> tuple[int, ...]:
-    fields = [0] * len(INDEX)
-    for name, value in values.items():
-        fields[INDEX[name]] = value
-    return tuple(fields)
-
-
 class Job:
     """The fields of one call, in the order of ``record.FIELDS``."""
 
-    def __init__(self, plan: tuple[int, ...]) -> None:
-        self.fields = list(plan)
+    def __init__(self, plan: Plan) -> None:
+        self.fields = list(plan.fields)
+        if plan.size:
+            # The room behind it is for aligning it.
+            self.workspace = torch.empty(plan.size + 64, dtype=torch.uint8)
+            start = rounded(self.workspace.data_ptr())
+            for index, offset in plan.places:
+                self.fields[index] = start + offset
 
     def __getitem__(self, name: str) -> int:
         return self.fields[INDEX[name]]

@@ -12,11 +12,16 @@ from typing import Any
 import numba
 import numpy as np
 
-from invbench.ops.numba_cpu.backward import backward as _backward
+from invbench.ops.numba_cpu.backward import run_units
 from invbench.ops.numba_cpu.elements import EXACT
-from invbench.ops.numba_cpu.hidden import make_hidden
-from invbench.ops.numba_cpu.hidden import reduce_backward as _reduce_backward
-from invbench.ops.numba_cpu.record import NEXT_SLOT, compiled, inlined
+from invbench.ops.numba_cpu.hidden import (
+    add_totals,
+    hidden_backward,
+    make_hidden,
+    make_hidden_again,
+    reduce_backward,
+)
+from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, inlined, take
 from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
@@ -48,10 +53,8 @@ def _forward(job: Any, zero: Any) -> None:
     row_bytes = phases_of(job) * phase_bytes(job)
     block_bytes = image_rows(job, job.strip) * row_bytes
     strips = -(-job.H_out // job.strip)
-    while True:
-        unit = fetch_add(job.address, 1)
-        if unit >= job.N * job.G * strips:
-            break
+    unit = take(job, UNIT)
+    while unit < job.N * job.G * strips:
         g, n = unit % job.G, unit // job.G // strips
         top = unit // job.G % strips * job.strip
         bottom = min(top + job.strip, job.H_out)
@@ -72,12 +75,23 @@ def _forward(job: Any, zero: Any) -> None:
                     else:
                         aggregate_row(job, zero, x, at, tap, position, end - u, row, slot)
                         write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+        unit = take(job, UNIT)
 
 
 @compiled
-def _hidden(job: Any, zero: Any) -> None:
-    """The hidden channels alone."""
-    make_hidden(job, zero, job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes)
+def _backward(job: Any, zero: Any) -> None:
+    """grad_x, grad_weight and the gradients of the generator and of what makes hidden, as far as they are wanted."""
+    scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
+    if job.raw:
+        make_hidden_again(job, zero)
+    run_units(job, zero, scratch)
+    if job.seams:
+        add_seams(job, zero)
+    if job.grad_span:
+        hidden_backward(job, zero)
+        if job.raw:
+            reduce_backward(job, zero, scratch)
+        add_totals(job, zero)
 
 
 # --- What is called ---
@@ -99,16 +113,4 @@ def entries(version: str, size: int) -> dict[str, Callable[[Any], None]]:
         version  # noqa: B018
         _backward(numba.carray(job, 1)[0], zero)
 
-    def seams(job: Any) -> None:
-        version  # noqa: B018
-        add_seams(numba.carray(job, 1)[0], zero)
-
-    def hidden(job: Any) -> None:
-        version  # noqa: B018
-        _hidden(numba.carray(job, 1)[0], zero)
-
-    def reduce_backward(job: Any) -> None:
-        version  # noqa: B018
-        _reduce_backward(numba.carray(job, 1)[0], zero)
-
-    return {function.__name__: function for function in (forward, backward, seams, hidden, reduce_backward)}
+    return {function.__name__: function for function in (forward, backward)}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from invbench.ops.numba_cpu.record import compiled, inlined
-from invbench.ops.numba_cpu.simd import VECTOR_BYTES, add_vector, copy_vector, fetch_add
+from invbench.ops.numba_cpu.record import SEAM, compiled, inlined, take, take_next, wait
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, add_vector, copy_vector
 from invbench.ops.numba_cpu.slots import blocks_of, image_rows, phase_bytes, phases_of, unpack
 
 
@@ -61,10 +61,8 @@ def add_seams(job: Any, zero: Any) -> None:
     blocks, most = blocks_of(job, zero)
     group_channels, shared = job.C // job.G, _seam_rows(job)
     seams = -(-job.H_out // job.strip) - 1
-    while True:
-        unit = fetch_add(job.address, 1)
-        if unit >= job.N * job.G * seams:
-            break
+    unit = take(job, SEAM)
+    while unit < job.N * job.G * seams:
         strip, g, n = unit % seams, unit // seams % job.G, unit // seams // job.G
         first_row = job.stride * (strip + 1) * job.strip - job.padding
         for block in range(blocks):
@@ -74,3 +72,5 @@ def add_seams(job: Any, zero: Any) -> None:
             for offset in range(0, shared * phases_of(job) * phase_bytes(job), VECTOR_BYTES):
                 add_vector(zero, left + offset, right + offset)
             unpack(job, zero, left, target, channels, first_row, shared)
+        unit = take_next(job, SEAM)
+    wait(job, SEAM, job.N * job.G * seams)

@@ -7,6 +7,7 @@ argument of many functions, is a zero of the type in which is computed: float32 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding
@@ -93,7 +94,9 @@ def prefetch(builder: Any, address: Any, writes: bool) -> None:
 
 
 def broadcast(builder: Any, number: Any, vector: Any) -> Any:
-    """A vector whose lanes are all the number."""
+    """A vector whose lanes are all the number; the number itself where a number is wanted."""
+    if not isinstance(vector, ir.VectorType):
+        return number
     empty = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
@@ -113,6 +116,23 @@ def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
 def count_to(builder: Any, count: Any) -> Any:
     """A context in which ``.index`` runs from 0 to below count."""
     return cgutils.for_range(builder, count, intp=INT64)
+
+
+def none_of(kind: Any) -> Any:
+    """Zero, as a number or vector."""
+    return ir.Constant(kind, None if isinstance(kind, ir.VectorType) else 0.0)
+
+
+def each_number(builder: Any, zero: Any, count: Any) -> Iterator[tuple[Any, Any]]:
+    """Loops over so many neighbouring numbers, by vectors and then one by one: kind of what is met, its offset in
+    bytes."""
+    vector = vector_of(zero)
+    vectors = builder.sdiv(count, constant(vector.count))
+    with count_to(builder, vectors) as index:
+        yield vector, builder.mul(index.index, constant(VECTOR_BYTES))
+    done = builder.mul(vectors, constant(vector.count))
+    with count_to(builder, builder.sub(count, done)) as index:
+        yield real_of(zero), builder.mul(builder.add(done, index.index), constant(element_bytes(zero)))
 
 
 # --- Whole vectors, for kernels ---

@@ -19,7 +19,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -32,6 +31,7 @@ from invbench.ops.numba_cpu.simd import (
     count_to,
     load,
     multiply_add,
+    none_of,
     prefetch,
     real_of,
     store,
@@ -144,10 +144,10 @@ def in_registers(builder: Any, cells: list[list[Any]]) -> Iterator[list[list[Any
             builder.store(value, cell)
 
 
-def cells_of(builder: Any, vector: Any, rows: int, columns: int) -> list[list[Any]]:
-    """Stack cells for vectors, with zeros in them."""
-    zero = ir.Constant(vector, None)
-    cells = [[cgutils.alloca_once(builder, vector) for _ in range(columns)] for _ in range(rows)]
+def cells_of(builder: Any, kind: Any, rows: int, columns: int) -> list[list[Any]]:
+    """Stack cells for vectors or numbers, with zeros in them."""
+    zero = none_of(kind)
+    cells = [[cgutils.alloca_once(builder, kind) for _ in range(columns)] for _ in range(rows)]
     for row in cells:
         for cell in row:
             builder.store(zero, cell)
