@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from invbench.ops.numba_cpu.columns import (
-    correlate_row,
+    correlate,
     pack_columns,
-    remainder_bytes,
     row_of_positions_bytes,
     write_offsets,
 )
@@ -48,24 +47,6 @@ def _scatter(
                 grad_y, step = row, slot
             to = sums + block * block_bytes + (job.stride * (i - top) + job.dilation * u) * row_bytes
             scatter_row(job, zero, to, at, tap, position, end - u, grad_y, step)
-
-
-@compiled
-def _correlate(
-    job: Any, zero: Any, columns: int, offsets: int, row: int, gradient: int, n: int, g: int, top: int, first: int,
-    last: int,
-) -> None:  # fmt: skip
-    """gradient [K*K, positions] of the weight of the output rows from first to last; zeros up to whole vectors."""
-    size, taps = bytes_of(zero), job.K * job.K
-    line = job.C // job.G * job.stride * remainder_bytes(job, zero)
-    # In order, since the last vector of a row reaches into the next one.
-    for i in range(first, last):
-        to = gradient + (i - first) * job.W_out * size
-        correlate_row(job, zero, columns + job.stride * (i - top) * line, offsets, row, n, g, i, to)
-    count = (last - first) * job.W_out
-    for tap in range(taps):
-        for position in range(count, -(-count * size // VECTOR_BYTES) * VECTOR_BYTES // size):
-            write(EXACT, zero, zero, gradient + tap * job.tile_step + position * size)
 
 
 @compiled
@@ -135,7 +116,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
     """grad_x but for the rows that strips share, grad_weight, and the parts of the generator's gradients."""
     taps, row = job.K * job.K, scratch
     offsets = row + _rounded(
-        max(job.vectors * VECTOR_BYTES * job.W_out, job.C // job.G * row_of_positions_bytes(job, zero))
+        max(job.vectors * VECTOR_BYTES * job.W_out, job.rows * job.C // job.G * row_of_positions_bytes(job, zero))
     )
     tile = offsets + _rounded(8 * job.K)
     gradients = tile + job.tile_bytes
@@ -168,7 +149,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                     if wants_weight:
                         gradient = gradients + (g - groups.start) * taps * job.tile_step
                         at = columns + (g - groups.start) * job.columns_bytes
-                        _correlate(job, zero, at, offsets, row, gradient, n, g, top, first, last)
+                        correlate(job, zero, at, offsets, row, gradient, n, g, top, first, last)
                         if job.grad_weight:
                             _give(job, zero, gradient, n, g, first, last)
                 if job.grad_span:

@@ -6,15 +6,17 @@ columns that a tap meets at neighbouring positions are neighbours.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
-from invbench.ops.numba_cpu.elements import EXACT
+from invbench.ops.numba_cpu.elements import EXACT, write
 from invbench.ops.numba_cpu.record import compiled, inlined
 from invbench.ops.numba_cpu.simd import (
     INT64,
+    REGISTERS,
     VECTOR_BYTES,
     bytes_of,
     constant,
@@ -26,44 +28,56 @@ from invbench.ops.numba_cpu.simd import (
     write_integer,
 )
 from invbench.ops.numba_cpu.slots import clear, columns_of, convert, image_rows, inside, write_slots
-from invbench.ops.numba_cpu.tiles import cells_of, in_registers
+from invbench.ops.numba_cpu.tiles import cells_of, in_registers, steps
 
-# Taps that share what a tile loads of grad_y.
+# Taps of a row that share what a tile loads of grad_y, and output rows that share what it loads of x: sums, and what is
+# in hand, have to fit the registers.
 RUN_OF_TAPS = (7, 3, 1)
+ROWS_OF_Y = (3, 2, 1) if REGISTERS == 32 else (1,)
+MOST_ROWS = ROWS_OF_Y[0]
 
 
 @intrinsic
 def correlate_tile(
-    typing_context: Any, zero: Any, taps: Any, grad_y: Any, grad_step: Any, x: Any, x_step: Any, offsets: Any,
-    channels: Any, grad_weight: Any, tap_step: Any,
+    typing_context: Any, zero: Any, rows: Any, taps: Any, grad_y: Any, grad_step: Any, grad_row: Any, x: Any,
+    x_step: Any, offsets: Any, channels: Any, grad_weight: Any, tap_step: Any, weight_row: Any,
 ) -> Any:  # fmt: skip
-    """grad_weight[tap] = sum over channels of grad_y[channel] * x[channel, tap], for a vector of positions.
+    """grad_weight[row, tap] = sum over channels of grad_y[row, channel] * x[channel, tap], for a vector of positions.
 
-    taps: 7, 3 or 1. offsets: where an int64 lies for each tap, which is how far its columns are from x.
+    rows: one of ROWS_OF_Y; grad_row and weight_row from one to the next. taps: one of RUN_OF_TAPS. offsets: where an
+    int64 lies for each tap, which is how far its columns are from x.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, count, grad_y, grad_step, x, x_step, offsets, channels, grad_weight, tap_step = arguments
+        height, count, grad_y, grad_step, grad_row, x, x_step, offsets, channels = arguments[1:10]
+        grad_weight, tap_step, weight_row = arguments[10:]
         vector = vector_of(zero)
 
-        def emit(taps: int) -> None:
-            sums = cells_of(builder, vector, taps, 1)
+        def emit(rows: int, taps: int) -> None:
+            sums = cells_of(builder, vector, rows, taps)
+            row_at = [builder.add(grad_y, step) for step in steps(builder, grad_row, rows)]
             tap_at = [builder.add(x, load(builder, INT64, offsets, 8 * tap)) for tap in range(taps)]
             with count_to(builder, channels) as channel, in_registers(builder, sums) as values:
-                gradient = load(builder, vector, builder.add(grad_y, builder.mul(channel.index, grad_step)))
+                offset = builder.mul(channel.index, grad_step)
+                gradients = [load(builder, vector, builder.add(at, offset)) for at in row_at]
                 offset = builder.mul(channel.index, x_step)
-                for value, at in zip(values, tap_at, strict=True):
-                    value[0] = multiply_add(builder, gradient, load(builder, vector, builder.add(at, offset)), value[0])
-            for tap, (cell,) in enumerate(sums):
-                to = builder.add(grad_weight, builder.mul(tap_step, constant(tap)))
-                store(builder, builder.load(cell), to)
+                for tap, at in enumerate(tap_at):
+                    column = load(builder, vector, builder.add(at, offset))
+                    for gradient, row in zip(gradients, values, strict=True):
+                        row[tap] = multiply_add(builder, gradient, column, row[tap])
+            for cells, row_step in zip(sums, steps(builder, weight_row, rows), strict=True):
+                for cell, tap_offset in zip(cells, steps(builder, tap_step, taps), strict=True):
+                    to = builder.add(builder.add(grad_weight, row_step), tap_offset)
+                    store(builder, builder.load(cell), to)
 
-        for taps in RUN_OF_TAPS:
-            with builder.if_then(builder.icmp_signed("==", count, constant(taps))):
-                emit(taps)
+        for rows, taps in itertools.product(ROWS_OF_Y, RUN_OF_TAPS):
+            fits = builder.icmp_signed("==", count, constant(taps))
+            fits = builder.and_(fits, builder.icmp_signed("==", height, constant(rows)))
+            with builder.if_then(fits):
+                emit(rows, taps)
         return context.get_dummy_value()
 
-    return types.void(zero, *[types.int64] * 9), generate
+    return types.void(zero, *[types.int64] * 12), generate
 
 
 @inlined
@@ -125,30 +139,76 @@ def _transposed(
 
 
 @compiled
-def correlate_row(job: Any, zero: Any, columns: int, offsets: int, row: int, n: int, g: int, i: int, to: int) -> None:
-    """The gradient of the weight of one output row, [K*K, positions], in whole vectors.
-
-    columns: the packed row of the image that the window's first row meets. row: scratch for a row of grad_y.
-    """
-    channels = job.C // job.G
-    row_bytes, channel_bytes = row_of_positions_bytes(job, zero), job.stride * remainder_bytes(job, zero)
-    clear(row, channels * row_bytes)
-    grad_y = job.y + n * job.y_n + g * channels * job.y_c + i * job.y_h
-    _transposed(zero, row, row_bytes, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
-    run = 7 if job.K == 7 else 3
-    for u in range(job.K):
-        first_tap = to + u * job.K * job.tile_step
-        if not 0 <= job.stride * i + job.dilation * u - job.padding < job.H:
-            for v in range(job.K):
-                clear(first_tap + v * job.tile_step, row_bytes)
-            continue
-        x = columns + job.dilation * u * channels * channel_bytes
+def _correlate_chain(
+    job: Any, zero: Any, columns: int, offsets: int, grad_y: int, count: int, apart: int, to: int, weight_row: int
+) -> None:  # fmt: skip
+    """The gradient of one row of the window's taps for each of so many output rows, all of which it meets at one row of
+    the image. columns: that row, packed; grad_y: the first output row, packed; apart: output rows from one to the
+    next; to: the gradient of the first, weight_row from one to the next."""
+    channels, row_bytes = job.C // job.G, row_of_positions_bytes(job, zero)
+    channel_bytes, run = job.stride * remainder_bytes(job, zero), 7 if job.K == 7 else 3
+    done = 0
+    while done < count:
+        rows = min(MOST_ROWS, count - done)
         for offset in range(0, row_bytes, VECTOR_BYTES):
             v = 0
             while v < job.K:
                 taps = run if v + run <= job.K else 1
                 correlate_tile(
-                    zero, taps, row + offset, row_bytes, x + offset, channel_bytes, offsets + 8 * v, channels,
-                    first_tap + v * job.tile_step + offset, job.tile_step,
+                    zero, rows, taps, grad_y + done * apart * channels * row_bytes + offset, row_bytes,
+                    apart * channels * row_bytes, columns + offset, channel_bytes, offsets + 8 * v, channels,
+                    to + done * weight_row + v * job.tile_step + offset, job.tile_step, weight_row,
                 )  # fmt: skip
                 v += taps
+        done += rows
+
+
+@compiled
+def correlate(
+    job: Any, zero: Any, columns: int, offsets: int, rows: int, gradient: int, n: int, g: int, top: int, first: int,
+    last: int,
+) -> None:  # fmt: skip
+    """gradient [K*K, positions] of the weight of the output rows from first to last; zeros up to whole vectors.
+
+    columns: the packed image rows that the output rows from top on meet. rows: scratch for the rows of grad_y.
+    """
+    size, channels = bytes_of(zero), job.C // job.G
+    row_bytes = row_of_positions_bytes(job, zero)
+    line = channels * job.stride * remainder_bytes(job, zero)
+    clear(rows, (last - first) * channels * row_bytes)
+    for i in range(first, last):
+        grad_y = job.y + n * job.y_n + g * channels * job.y_c + i * job.y_h
+        to = rows + (i - first) * channels * row_bytes
+        _transposed(zero, to, row_bytes, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+    # One image row after the other: output rows that meet it are ``apart``, and meet it at rows of the window that are
+    # ``less``. So the rows of a tap are written in order: the last vector of one reaches into the next.
+    common = _greatest_divisor(job.stride, job.dilation)
+    apart, less = job.dilation // common, job.stride // common
+    weight_row = apart * job.W_out * size - less * job.K * job.tile_step
+    for met in range(job.stride * first, job.stride * (last - 1) + job.dilation * (job.K - 1) + 1):
+        for i in range(first, last):
+            ahead = met - job.stride * i
+            if ahead < 0 or ahead % job.dilation or ahead // job.dilation >= job.K:
+                continue
+            u = ahead // job.dilation
+            count = 1 + min((last - 1 - i) // apart, u // less)
+            to = gradient + (i - first) * job.W_out * size + u * job.K * job.tile_step
+            if 0 <= met - job.padding < job.H:
+                at, grad_y = columns + (met - job.stride * top) * line, rows + (i - first) * channels * row_bytes
+                _correlate_chain(job, zero, at, offsets, grad_y, count, apart, to, weight_row)
+            else:
+                for row in range(count):
+                    for v in range(job.K):
+                        clear(to + row * weight_row + v * job.tile_step, row_bytes)
+            break
+    count = (last - first) * job.W_out
+    for tap in range(job.K * job.K):
+        for position in range(count, -(-count * size // VECTOR_BYTES) * VECTOR_BYTES // size):
+            write(EXACT, zero, zero, gradient + tap * job.tile_step + position * size)
+
+
+@inlined
+def _greatest_divisor(left: int, right: int) -> int:
+    while right:
+        left, right = right, left % right
+    return left

@@ -158,7 +158,7 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
     values = _cut(problem, strip, VECTOR_BYTES // size)
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
     positions_bytes = -(-problem.W_out * size // VECTOR_BYTES) * VECTOR_BYTES
-    row = rounded(max(problem.W_out * problem.slot, problem.C // problem.G * positions_bytes))
+    row = rounded(max(problem.W_out * problem.slot, values["rows"] * problem.C // problem.G * positions_bytes))
     tile = values["tile_bytes"]
     scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + row + rounded(8 * w.K)
     scratch += values["rows"] * problem.W_out * matrix_width(r, size) * size
