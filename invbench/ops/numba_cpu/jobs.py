@@ -17,19 +17,19 @@ from invbench.ops.numba_cpu.hidden import CHUNK
 from invbench.ops.numba_cpu.record import INDEX
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
-# The packed image rows of a unit should stay in the second-level cache, with the weight that is made at once beside
-# them; and the weight in the first.
-IMAGE_BYTES = 256 * 2**10
+# The packed image rows of a unit should stay in the second-level cache, those of one group and of several; and the
+# weight that is made at once in the first.
+IMAGE_BYTES, IMAGES_BYTES = 144 * 2**10, 576 * 2**10
 TILE_POSITIONS = 112
 # A given weight of more bytes than this is not in cache, and is worth asking for ahead.
 CACHED_BYTES = 8 * 2**20
 # Units that there should be for each thread, so that none waits long for the last one.
 UNITS_PER_THREAD = 4
 # In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have
-# sums of their own for the span, and bytes of what a unit packs for all its groups.
+# sums of their own for the span, and bytes of what a unit packs for one group and for all its groups.
 BACKWARD_UNITS = 16
 PARTS = 8
-CHUNK_BYTES = 512 * 2**10
+GROUP_BYTES, CHUNK_BYTES = 256 * 2**10, 512 * 2**10
 # Less work than so many multiply-adds is done before another thread is awake.
 ALONE = 20_000
 
@@ -119,11 +119,17 @@ def rounded(size: int) -> int:
 @functools.lru_cache(maxsize=1024)
 def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
     """Of a forward pass; of a whole layer, if r hidden channels are to be made."""
-    wanted = -(-threads * UNITS_PER_THREAD // max(1, problem.N * problem.G)) if threads > 1 else 1
-    strip = min(-(-problem.H_out // wanted), problem.strip_within(IMAGE_BYTES))
+    wanted = threads * UNITS_PER_THREAD if threads > 1 else 1
+    strips = -(-wanted // max(1, problem.N * problem.G))
     # Below a few rows, a strip mostly copies what its neighbours copy, too.
-    strips = -(-problem.H_out // min(problem.H_out, max(strip, 4)))
+    strip = max(min(-(-problem.H_out // strips), problem.strip_within(IMAGE_BYTES)), min(4, problem.H_out))
+    strips = -(-problem.H_out // strip)
     values = _cut(problem, -(-problem.H_out // strips))
+    # Groups are neighbours in memory: a unit of several reads and writes longer pieces of it.
+    most = min(problem.N * strips * problem.G // wanted, IMAGES_BYTES // values["image_bytes"], problem.G)
+    values["chunk"] = -(-problem.G // -(-problem.G // max(1, most)))
+    scratch = values["chunk"] * values["image_bytes"] + values["tile_bytes"] + values["row_bytes"]
+    values["scratch_bytes"] = rounded(scratch)
     if not r:
         return _plan(values)
     row = matrix_width(r, problem.size) * problem.size
@@ -143,7 +149,7 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
     w, size = problem.window, problem.size
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
     row_bytes = problem.row_bytes * problem.blocks + problem.columns_bytes(1) // problem.image_rows(1)
-    within = max(1, (IMAGE_BYTES // row_bytes - problem.image_rows(1)) // w.stride + 1)
+    within = max(1, (GROUP_BYTES // row_bytes - problem.image_rows(1)) // w.stride + 1)
     # A strip may share rows of grad_x with its two neighbours, but with no other.
     least = max(1, -(-(w.dilation * (w.K - 1) + 1) // w.stride) - 1)
     strips = max(1, min(max(by_units, -(-problem.H_out // within)), problem.H_out // least))
@@ -235,7 +241,6 @@ def _cut(problem: Problem, strip: int, room: int = 0) -> dict[str, int]:
         "K": window.K, "stride": window.stride, "dilation": window.dilation, "padding": window.padding,
         "vectors": problem.vectors, "strip": strip, "rows": rows, "tile_step": tile_step,
         **parts,
-        "scratch_bytes": rounded(sum(parts.values())),
     }  # fmt: skip
 
 

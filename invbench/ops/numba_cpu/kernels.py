@@ -21,60 +21,76 @@ from invbench.ops.numba_cpu.hidden import (
     make_hidden_again,
     reduce_backward,
 )
-from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, inlined, take
+from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, take
 from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import blocks_of, image_rows, pack, phase_bytes, phases_of, write_slots
 
 
-@inlined
-def _pack_blocks(job: Any, zero: Any, image: int, n: int, g: int, top: int, bottom: int) -> None:
-    """The image rows that the output rows from top to bottom need, for every block of a group."""
+@compiled
+def _pack_groups(job: Any, zero: Any, image: int, n: int, groups: range, top: int, bottom: int) -> None:
+    """The image rows that the output rows from top to bottom need, for every block of some groups, row by row as they
+    lie in memory."""
     blocks, most = blocks_of(job, zero)
-    rows = image_rows(job, bottom - top)
-    block_bytes = image_rows(job, job.strip) * phases_of(job) * phase_bytes(job)
+    group_channels, row_bytes = job.C // job.G, phases_of(job) * phase_bytes(job)
+    block_bytes = image_rows(job, job.strip) * row_bytes
+    for row in range(image_rows(job, bottom - top)):
+        for g in groups:
+            to = image + (g - groups.start) * job.image_bytes + row * row_bytes
+            for block in range(blocks):
+                channels = min(most, group_channels - block * most)
+                source = job.x + n * job.x_n + (g * group_channels + block * most) * job.x_c
+                pack(job, zero, to + block * block_bytes, source, channels, job.stride * top - job.padding + row, 1)
+
+
+@compiled
+def _aggregate_rows(
+    job: Any, zero: Any, image: int, tile: int, row: int, n: int, g: int, top: int, first: int, last: int
+) -> None:
+    """The output rows from first to last of one group. image: its packed rows, from those that row top needs on."""
+    size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
+    blocks, most = blocks_of(job, zero)
+    row_bytes = phases_of(job) * phase_bytes(job)
+    block_bytes = image_rows(job, job.strip) * row_bytes
+    weight, tap, weight_h, position = weight_of(job, zero, tile, n, g, first, last)
     for block in range(blocks):
         channels = min(most, job.C // job.G - block * most)
-        source = job.x + n * job.x_n + (g * (job.C // job.G) + block * most) * job.x_c
-        pack(job, zero, image + block * block_bytes, source, channels, job.stride * top - job.padding, rows)
+        direct = job.y_element == EXACT and job.y_c == size and channels * size == slot
+        for i in range(first, last):
+            u, end = met(job, i)
+            x = image + block * block_bytes + (job.stride * (i - top) + job.dilation * u) * row_bytes
+            at = weight + (i - first) * weight_h + u * job.K * tap
+            y = job.y + n * job.y_n + i * job.y_h + (g * (job.C // job.G) + block * most) * job.y_c
+            if direct:
+                aggregate_row(job, zero, x, at, tap, position, end - u, y, job.y_w)
+            else:
+                aggregate_row(job, zero, x, at, tap, position, end - u, row, slot)
+                write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
 
 
 @compiled
 def _forward(job: Any, zero: Any) -> None:
-    """y, and before it the hidden channels where a layer is to make them. A unit is a strip of rows for one group of
-    one image."""
-    size, slot = bytes_of(zero), job.vectors * VECTOR_BYTES
+    """y, and before it the hidden channels where a layer is to make them. A unit is a strip of rows of one image, for
+    a chunk of groups."""
     scratch = job.scratch + fetch_add(job.address + NEXT_SLOT, 1) * job.scratch_bytes
     if job.reduce:
         make_hidden(job, zero, scratch)
-    image, tile, row = scratch, scratch + job.image_bytes, scratch + job.image_bytes + job.tile_bytes
-    blocks, most = blocks_of(job, zero)
-    row_bytes = phases_of(job) * phase_bytes(job)
-    block_bytes = image_rows(job, job.strip) * row_bytes
-    strips = -(-job.H_out // job.strip)
+    image, tile = scratch, scratch + job.chunk * job.image_bytes
+    row = tile + job.tile_bytes
+    strips, chunks = -(-job.H_out // job.strip), -(-job.G // job.chunk)
     unit = take(job, UNIT)
-    while unit < job.N * job.G * strips:
-        g, n = unit % job.G, unit // job.G // strips
-        top = unit // job.G % strips * job.strip
+    while unit < job.N * strips * chunks:
+        chunk, strip, n = unit % chunks, unit // chunks % strips, unit // chunks // strips
+        groups = range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.G))
+        top = strip * job.strip
         bottom = min(top + job.strip, job.H_out)
-        _pack_blocks(job, zero, image, n, g, top, bottom)
+        _pack_groups(job, zero, image, n, groups, top, bottom)
         for first in range(top, bottom, job.rows):
             last = min(first + job.rows, bottom)
-            weight, tap, weight_h, position = weight_of(job, zero, tile, n, g, first, last)
-            for block in range(blocks):
-                channels = min(most, job.C // job.G - block * most)
-                direct = job.y_element == EXACT and job.y_c == size and channels * size == slot
-                for i in range(first, last):
-                    u, end = met(job, i)
-                    x = image + block * block_bytes + (job.stride * (i - top) + job.dilation * u) * row_bytes
-                    at = weight + (i - first) * weight_h + u * job.K * tap
-                    y = job.y + n * job.y_n + i * job.y_h + (g * (job.C // job.G) + block * most) * job.y_c
-                    if direct:
-                        aggregate_row(job, zero, x, at, tap, position, end - u, y, job.y_w)
-                    else:
-                        aggregate_row(job, zero, x, at, tap, position, end - u, row, slot)
-                        write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+            for g in groups:
+                at = image + (g - groups.start) * job.image_bytes
+                _aggregate_rows(job, zero, at, tile, row, n, g, top, first, last)
         unit = take(job, UNIT)
 
 
