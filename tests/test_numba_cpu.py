@@ -145,7 +145,7 @@ import torch
 from invbench.ops import numba_cpu
 from invbench.ops.numba_cpu import running
 from invbench.spec import LayerSpec
-y = numba_cpu.aggregate(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(1, K=1))
+y = numba_cpu.aggregate(torch.ones(1, 16, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(16, K=1))
 assert y.eq({expected}).all()
 compiled = [compiled for _, compiled in running._ready.values()]
 print(sum(c.cache_hits for c in compiled), sum(1 - c.cache_hits for c in compiled))

@@ -12,7 +12,9 @@ from typing import Any
 from invbench.ops.numba_cpu.columns import (
     correlate,
     pack_columns,
-    row_of_positions_bytes,
+    pack_positions,
+    positions_bytes,
+    remainder_bytes,
     write_offsets,
 )
 from invbench.ops.numba_cpu.elements import EXACT, read, write
@@ -22,6 +24,7 @@ from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
 from invbench.ops.numba_cpu.seams import finish_strip
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
+from invbench.ops.numba_cpu.small_groups import finish_small, scatter_small
 from invbench.ops.numba_cpu.sums import total_of
 
 
@@ -114,18 +117,21 @@ def _rounded(size: int) -> int:
 @compiled
 def run_units(job: Any, zero: Any, scratch: int) -> None:
     """grad_x but for the rows that strips share, grad_weight, and the parts of the generator's gradients."""
-    taps, row = job.K * job.K, scratch
-    offsets = row + _rounded(
-        max(job.vectors * VECTOR_BYTES * job.W_out, job.rows * job.C // job.G * row_of_positions_bytes(job, zero))
-    )
+    taps, group_channels, row = job.K * job.K, job.C // job.G, scratch
+    pitch, channel_bytes = positions_bytes(job, zero), job.stride * remainder_bytes(job, zero)
+    offsets = row + job.row_bytes
     tile = offsets + _rounded(8 * job.K)
-    gradients = tile + job.tile_bytes
+    padded = tile + job.tile_bytes
+    gradients = padded + (_rounded(taps * pitch) if job.by_columns else 0)
     sums = gradients + job.chunk * job.tile_bytes
     columns = sums + job.chunk * job.image_bytes
-    by_position = columns + job.chunk * job.columns_bytes
+    grad_y = columns + job.chunk * job.columns_bytes
+    by_position = grad_y + job.rows * job.chunk * group_channels * pitch
     strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
     wants_weight = job.grad_weight or job.grad_span
     write_offsets(job, zero, offsets)
+    if job.by_columns:
+        clear(padded, taps * pitch)
     unit = take(job, UNIT)
     while unit < parts * strips * chunks:
         chunk, strip, part = unit % chunks, unit // chunks % strips, unit // chunks // strips
@@ -135,27 +141,32 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
         if job.grad_span:
             _start_sums(job, zero, part * strips + strip, chunk * job.chunk * taps, len(groups) * taps)
         for n in range(part * job.images, min((part + 1) * job.images, job.N)):
-            for g in groups:
-                if job.grad_x:
-                    clear(sums + (g - groups.start) * job.image_bytes, job.image_bytes)
-                if wants_weight:
-                    pack_columns(job, zero, columns + (g - groups.start) * job.columns_bytes, n, g, top, bottom)
+            if job.grad_x:
+                clear(sums, job.chunk * job.image_bytes)
+            if wants_weight:
+                pack_columns(job, zero, columns, n, groups, top, bottom)
             for first in range(top, bottom, job.rows):
                 last = min(first + job.rows, bottom)
+                if wants_weight or job.by_columns:
+                    pack_positions(job, zero, grad_y, n, groups, first, last)
                 for g in groups:
-                    if job.grad_x:
-                        to = sums + (g - groups.start) * job.image_bytes
-                        _scatter(job, zero, to, tile, row, n, g, top, first, last)
+                    index = g - groups.start
+                    channel = index * group_channels
+                    if job.grad_x and job.by_columns:
+                        scatter_small(job, zero, sums, padded, tile, grad_y, n, g, channel, top, first, last)
+                    elif job.grad_x:
+                        _scatter(job, zero, sums + index * job.image_bytes, tile, row, n, g, top, first, last)
                     if wants_weight:
-                        gradient = gradients + (g - groups.start) * taps * job.tile_step
-                        at = columns + (g - groups.start) * job.columns_bytes
-                        correlate(job, zero, at, offsets, row, gradient, n, g, top, first, last)
+                        gradient, at = gradients + index * taps * job.tile_step, columns + channel * channel_bytes
+                        correlate(job, zero, at, offsets, grad_y + channel * pitch, gradient, top, first, last)
                         if job.grad_weight:
                             _give(job, zero, gradient, n, g, first, last)
                 if job.grad_span:
                     _learn(job, zero, gradients, by_position, n, chunk, part, strip, first, last, len(groups))
-            for g in groups:
-                if job.grad_x:
+            if job.grad_x and job.by_columns:
+                finish_small(job, zero, sums, n, groups)
+            elif job.grad_x:
+                for g in groups:
                     finish_strip(job, zero, sums + (g - groups.start) * job.image_bytes, n, g, strip)
         unit = take_next(job, UNIT)
     wait(job, UNIT, parts * strips * chunks)

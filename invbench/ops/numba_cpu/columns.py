@@ -27,7 +27,7 @@ from invbench.ops.numba_cpu.simd import (
     vector_of,
     write_integer,
 )
-from invbench.ops.numba_cpu.slots import clear, columns_of, convert, image_rows, inside, write_slots
+from invbench.ops.numba_cpu.slots import clear, columns_of, image_rows, inside, turn
 from invbench.ops.numba_cpu.tiles import cells_of, in_registers, steps
 
 # Taps of a row that share what a tile loads of grad_y, and output rows that share what it loads of x: sums, and what is
@@ -89,9 +89,25 @@ def remainder_bytes(job: Any, zero: Any) -> int:
 
 
 @inlined
-def row_of_positions_bytes(job: Any, zero: Any) -> int:
-    """Bytes of a row of output positions in whole vectors."""
-    return -(-job.W_out * bytes_of(zero) // VECTOR_BYTES) * VECTOR_BYTES
+def line_bytes(job: Any, zero: Any) -> int:
+    """Bytes of a packed image row: the channels of a unit's groups."""
+    return job.chunk * (job.C // job.G) * job.stride * remainder_bytes(job, zero)
+
+
+@inlined
+def margin_bytes(job: Any, zero: Any) -> int:
+    """Zeros before a row of output positions, from which columns gather; none where they do not."""
+    if not job.by_columns:
+        return 0
+    return -(-(job.dilation * (job.K - 1) // job.stride) * bytes_of(zero) // VECTOR_BYTES) * VECTOR_BYTES
+
+
+@inlined
+def positions_bytes(job: Any, zero: Any) -> int:
+    """Bytes of a row of output positions in whole vectors; with zeros on both sides where columns gather from it."""
+    size, margin = bytes_of(zero), margin_bytes(job, zero)
+    count = -(-columns_of(job) // job.stride) if job.by_columns else job.W_out
+    return margin + -(-count * size // VECTOR_BYTES) * VECTOR_BYTES
 
 
 @compiled
@@ -104,14 +120,14 @@ def write_offsets(job: Any, zero: Any, offsets: int) -> None:
 
 
 @compiled
-def pack_columns(job: Any, zero: Any, target: int, n: int, g: int, top: int, bottom: int) -> None:
-    """[rows, channels of the group, columns] of x, for the output rows from top to bottom; zeros outside the image."""
-    size, channels = bytes_of(zero), job.C // job.G
-    step = remainder_bytes(job, zero)
+def pack_columns(job: Any, zero: Any, target: int, n: int, groups: range, top: int, bottom: int) -> None:
+    """[rows, channels of the groups, columns] of x, for the output rows from top to bottom; zeros outside the image."""
+    size, channels = bytes_of(zero), len(groups) * (job.C // job.G)
+    step, line = remainder_bytes(job, zero), line_bytes(job, zero)
     channel_bytes = job.stride * step
-    source = job.x + n * job.x_n + g * channels * job.x_c
+    source = job.x + n * job.x_n + groups.start * (job.C // job.G) * job.x_c
     for row in range(image_rows(job, bottom - top)):
-        h, at = job.stride * top - job.padding + row, target + row * channels * channel_bytes
+        h, at = job.stride * top - job.padding + row, target + row * line
         if not 0 <= h < job.H:
             continue
         clear(at, channels * channel_bytes)
@@ -125,38 +141,45 @@ def pack_columns(job: Any, zero: Any, target: int, n: int, g: int, top: int, bot
 
 
 @compiled
+def pack_positions(job: Any, zero: Any, target: int, n: int, groups: range, first: int, last: int) -> None:
+    """[rows, channels of the groups, positions] of grad_y, for the output rows from first to last."""
+    group_channels, pitch = job.C // job.G, positions_bytes(job, zero)
+    channels, line = len(groups) * group_channels, job.chunk * group_channels * pitch
+    clear(target, (last - first) * line)
+    for i in range(first, last):
+        grad_y = job.y + n * job.y_n + groups.start * group_channels * job.y_c + i * job.y_h
+        to = target + (i - first) * line + margin_bytes(job, zero)
+        _transposed(zero, to, pitch, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+
+
+@compiled
 def _transposed(
     zero: Any, target: int, channel_bytes: int, source: int, element: int, c_step: int, w_step: int, channels: int,
     count: int,
 ) -> None:  # fmt: skip
     """[channels, columns] from numbers that are c_step and w_step apart."""
-    size = bytes_of(zero)
-    if element == EXACT and c_step == size:
-        write_slots(zero, source, w_step, target, EXACT, channel_bytes, size, channels, count)
-        return
-    for c in range(channels):
-        convert(zero, EXACT, target + c * channel_bytes, size, source + c * c_step, element, w_step, count)
+    # Columns and channels take each other's places: a slot is a channel's columns.
+    turn(zero, target, channel_bytes, source, element, w_step, c_step, count, channels)
 
 
 @compiled
 def _correlate_chain(
-    job: Any, zero: Any, columns: int, offsets: int, grad_y: int, count: int, apart: int, to: int, weight_row: int
-) -> None:  # fmt: skip
+    job: Any, zero: Any, columns: int, offsets: int, grad_y: int, grad_row: int, count: int, to: int, weight_row: int
+) -> None:
     """The gradient of one row of the window's taps for each of so many output rows, all of which it meets at one row of
-    the image. columns: that row, packed; grad_y: the first output row, packed; apart: output rows from one to the
-    next; to: the gradient of the first, weight_row from one to the next."""
-    channels, row_bytes = job.C // job.G, row_of_positions_bytes(job, zero)
-    channel_bytes, run = job.stride * remainder_bytes(job, zero), 7 if job.K == 7 else 3
-    done = 0
+    the image. columns: that row, packed; grad_y: the first output row, packed, grad_row from one to the next; to: the
+    gradient of the first, weight_row from one to the next."""
+    pitch, channel_bytes = positions_bytes(job, zero), job.stride * remainder_bytes(job, zero)
+    run, done = 7 if job.K == 7 else 3, 0
     while done < count:
         rows = min(MOST_ROWS, count - done)
-        for offset in range(0, row_bytes, VECTOR_BYTES):
+        for offset in range(0, job.W_out * bytes_of(zero), VECTOR_BYTES):
             v = 0
             while v < job.K:
                 taps = run if v + run <= job.K else 1
                 correlate_tile(
-                    zero, rows, taps, grad_y + done * apart * channels * row_bytes + offset, row_bytes,
-                    apart * channels * row_bytes, columns + offset, channel_bytes, offsets + 8 * v, channels,
+                    zero, rows, taps, grad_y + done * grad_row + offset, pitch, grad_row, columns + offset,
+                    channel_bytes, offsets + 8 * v, job.C // job.G,
                     to + done * weight_row + v * job.tile_step + offset, job.tile_step, weight_row,
                 )  # fmt: skip
                 v += taps
@@ -165,24 +188,19 @@ def _correlate_chain(
 
 @compiled
 def correlate(
-    job: Any, zero: Any, columns: int, offsets: int, rows: int, gradient: int, n: int, g: int, top: int, first: int,
-    last: int,
-) -> None:  # fmt: skip
+    job: Any, zero: Any, columns: int, offsets: int, grad_y: int, gradient: int, top: int, first: int, last: int
+) -> None:
     """gradient [K*K, positions] of the weight of the output rows from first to last; zeros up to whole vectors.
 
-    columns: the packed image rows that the output rows from top on meet. rows: scratch for the rows of grad_y.
+    columns: the packed channels of a group, of the image rows that the output rows from top on meet; grad_y: those of
+    the output rows from first on.
     """
-    size, channels = bytes_of(zero), job.C // job.G
-    row_bytes = row_of_positions_bytes(job, zero)
-    line = channels * job.stride * remainder_bytes(job, zero)
-    clear(rows, (last - first) * channels * row_bytes)
-    for i in range(first, last):
-        grad_y = job.y + n * job.y_n + g * channels * job.y_c + i * job.y_h
-        to = rows + (i - first) * channels * row_bytes
-        _transposed(zero, to, row_bytes, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
+    size, line = bytes_of(zero), line_bytes(job, zero)
+    grad_y += margin_bytes(job, zero)
+    grad_line = job.chunk * (job.C // job.G) * positions_bytes(job, zero)
     # One image row after the other: output rows that meet it are ``apart``, and meet it at rows of the window that are
     # ``less``. So the rows of a tap are written in order: the last vector of one reaches into the next.
-    common = _greatest_divisor(job.stride, job.dilation)
+    common = greatest_divisor(job.stride, job.dilation)
     apart, less = job.dilation // common, job.stride // common
     weight_row = apart * job.W_out * size - less * job.K * job.tile_step
     for met in range(job.stride * first, job.stride * (last - 1) + job.dilation * (job.K - 1) + 1):
@@ -194,12 +212,12 @@ def correlate(
             count = 1 + min((last - 1 - i) // apart, u // less)
             to = gradient + (i - first) * job.W_out * size + u * job.K * job.tile_step
             if 0 <= met - job.padding < job.H:
-                at, grad_y = columns + (met - job.stride * top) * line, rows + (i - first) * channels * row_bytes
-                _correlate_chain(job, zero, at, offsets, grad_y, count, apart, to, weight_row)
+                at, grad_row = columns + (met - job.stride * top) * line, grad_y + (i - first) * grad_line
+                _correlate_chain(job, zero, at, offsets, grad_row, apart * grad_line, count, to, weight_row)
             else:
                 for row in range(count):
                     for v in range(job.K):
-                        clear(to + row * weight_row + v * job.tile_step, row_bytes)
+                        clear(to + row * weight_row + v * job.tile_step, job.W_out * size)
             break
     count = (last - first) * job.W_out
     for tap in range(job.K * job.K):
@@ -208,7 +226,8 @@ def correlate(
 
 
 @inlined
-def _greatest_divisor(left: int, right: int) -> int:
+def greatest_divisor(left: int, right: int) -> int:
+    """Of two positive numbers."""
     while right:
         left, right = right, left % right
     return left

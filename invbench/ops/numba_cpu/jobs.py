@@ -72,8 +72,27 @@ class Problem(NamedTuple):
         phases = w.stride if w.dilation == 1 else 1
         return phases * -(-columns // phases) * self.slot
 
+    @property
+    def by_columns(self) -> bool:
+        """Whether neighbours in a vector are positions, since a group's channels would fill little of one."""
+        return self.C // self.G * self.size * 4 <= VECTOR_BYTES
+
+    @property
+    def together(self) -> int:
+        """Groups that are packed together, so that their channels fill a vector of memory."""
+        return min(self.G, max(1, VECTOR_BYTES // (self.C // self.G * self.size)))
+
+    @property
+    def positions_bytes(self) -> int:
+        """A row of output positions of a channel; with zeros around it where columns gather from it."""
+        w, count, margin = self.window, self.W_out, 0
+        if self.by_columns:
+            count = -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
+            margin = _vectors(w.dilation * (w.K - 1) // w.stride * self.size)
+        return margin + _vectors(count * self.size)
+
     def columns_bytes(self, strip: int) -> int:
-        """The image rows of a strip, packed as columns."""
+        """The image rows of a strip of one group, packed as columns."""
         w = self.window
         columns = -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
         remainder = (-(-columns * self.size // VECTOR_BYTES) + 1) * VECTOR_BYTES
@@ -87,7 +106,8 @@ class Problem(NamedTuple):
     def strip_within(self, size: int) -> int:
         """The most output rows whose packed image takes so many bytes; at least 1."""
         w = self.window
-        rows = size // (self.row_bytes * self.blocks)
+        row = self.columns_bytes(1) // self.image_rows(1) if self.by_columns else self.row_bytes * self.blocks
+        rows = size // row
         return max(1, (rows - w.dilation * (w.K - 1) - 1) // w.stride + 1)
 
 
@@ -116,20 +136,32 @@ def rounded(size: int) -> int:
     return -(-size // 64) * 64
 
 
+def _vectors(size: int) -> int:
+    """Bytes up to a whole vector."""
+    return -(-size // VECTOR_BYTES) * VECTOR_BYTES
+
+
 @functools.lru_cache(maxsize=1024)
 def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
     """Of a forward pass; of a whole layer, if r hidden channels are to be made."""
     wanted = threads * UNITS_PER_THREAD if threads > 1 else 1
-    strips = -(-wanted // max(1, problem.N * problem.G))
+    most = problem.together if problem.by_columns else 1
+    strips = -(-wanted // max(1, problem.N * -(-problem.G // most)))
+    within = problem.strip_within(IMAGES_BYTES // most if problem.by_columns else IMAGE_BYTES)
     # Below a few rows, a strip mostly copies what its neighbours copy, too.
-    strip = max(min(-(-problem.H_out // strips), problem.strip_within(IMAGE_BYTES)), min(4, problem.H_out))
+    strip = max(min(-(-problem.H_out // strips), within), min(4, problem.H_out))
     strips = -(-problem.H_out // strip)
     values = _cut(problem, -(-problem.H_out // strips))
-    # Groups are neighbours in memory: a unit of several reads and writes longer pieces of it.
-    most = min(problem.N * strips * problem.G // wanted, IMAGES_BYTES // values["image_bytes"], problem.G)
-    values["chunk"] = -(-problem.G // -(-problem.G // max(1, most)))
-    scratch = values["chunk"] * values["image_bytes"] + values["tile_bytes"] + values["row_bytes"]
-    values["scratch_bytes"] = rounded(scratch)
+    if not problem.by_columns:
+        # Groups are neighbours in memory: a unit of several reads and writes longer pieces of it.
+        most = min(problem.N * strips * problem.G // wanted, IMAGES_BYTES // values["image_bytes"], problem.G)
+    chunk = -(-problem.G // -(-problem.G // max(1, most)))
+    row, tile = values["row_bytes"], values["tile_bytes"]
+    if problem.by_columns:
+        tile *= chunk if problem.window.K**2 * problem.size < VECTOR_BYTES else 1
+        row = values["rows"] * chunk * (problem.C // problem.G) * problem.positions_bytes
+    values |= {"chunk": chunk, "row_bytes": row, "tile_bytes": tile}
+    values["scratch_bytes"] = rounded(chunk * values["image_bytes"] + tile + row)
     if not r:
         return _plan(values)
     row = matrix_width(r, problem.size) * problem.size
@@ -153,21 +185,25 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
     # A strip may share rows of grad_x with its two neighbours, but with no other.
     least = max(1, -(-(w.dilation * (w.K - 1) + 1) // w.stride) - 1)
     strips = max(1, min(max(by_units, -(-problem.H_out // within)), problem.H_out // least))
+    if problem.by_columns:
+        strips = 1
     strip = -(-problem.H_out // strips)
     strips = -(-problem.H_out // strip)
-    images, chunk = 1, 1
+    images, chunk = 1, problem.together if problem.by_columns else 1
     if r:
         images = max(1, -(-problem.N // PARTS))
         units = max(1, -(-problem.N // images)) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
-        chunk = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
-    values = _cut(problem, strip, VECTOR_BYTES // size)
+        most = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
+        chunk = max(chunk, most)
+    values = _cut(problem, strip)
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
-    positions_bytes = -(-problem.W_out * size // VECTOR_BYTES) * VECTOR_BYTES
-    row = rounded(max(problem.W_out * problem.slot, values["rows"] * problem.C // problem.G * positions_bytes))
-    tile = values["tile_bytes"]
-    scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + row + rounded(8 * w.K)
+    tile, positions = values["tile_bytes"], problem.positions_bytes
+    scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + values["row_bytes"]
+    scratch += rounded(8 * w.K) + values["rows"] * chunk * (problem.C // problem.G) * positions
     scratch += values["rows"] * problem.W_out * matrix_width(r, size) * size
+    if problem.by_columns:
+        scratch += rounded(w.K**2 * positions)
     values["scratch_bytes"] = rounded(scratch)
     shared = max(0, w.dilation * (w.K - 1) - w.stride + 1)
     workspace = {}
@@ -225,22 +261,20 @@ def _hidden_bytes(problem: Problem, r: int) -> int:
     return problem.N * _hidden_steps(problem, r)["hidden_n"]
 
 
-def _cut(problem: Problem, strip: int, room: int = 0) -> dict[str, int]:
-    """Fields of a pass over strips of so many rows. room: positions that a tile has room for behind the last one."""
+def _cut(problem: Problem, strip: int) -> dict[str, int]:
+    """Fields of a pass over strips of so many rows."""
     window, taps, size = problem.window, problem.window.K**2, problem.size
     rows = min(strip, max(1, -(-TILE_POSITIONS // problem.W_out)))
-    # An odd number of vectors, so that the taps of a position do not all fall into the same set of a cache.
-    tile_step = (-(-(rows * problem.W_out + room) * size // VECTOR_BYTES) | 1) * VECTOR_BYTES
-    parts = {
-        "image_bytes": problem.image_rows(strip) * problem.row_bytes * problem.blocks,
-        "tile_bytes": taps * tile_step,
-        "row_bytes": rounded(problem.W_out * problem.slot),
-    }
+    # With room for the vector that begins with the last position, and an odd number of vectors, so that the taps of a
+    # position do not all fall into the same set of a cache.
+    tile_step = _vectors(rows * problem.W_out * size + VECTOR_BYTES) | VECTOR_BYTES
+    image = problem.image_rows(strip) * problem.row_bytes * problem.blocks
     return {
         **dict(zip(Problem._fields[:7], problem[:7], strict=True)),
         "K": window.K, "stride": window.stride, "dilation": window.dilation, "padding": window.padding,
-        "vectors": problem.vectors, "strip": strip, "rows": rows, "tile_step": tile_step,
-        **parts,
+        "vectors": problem.vectors, "strip": strip, "rows": rows, "by_columns": int(problem.by_columns),
+        "image_bytes": problem.columns_bytes(strip) if problem.by_columns else image,
+        "tile_step": tile_step, "tile_bytes": taps * tile_step, "row_bytes": rounded(problem.W_out * problem.slot),
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from invbench.ops.numba_cpu.backward import run_units
+from invbench.ops.numba_cpu.columns import pack_columns
 from invbench.ops.numba_cpu.elements import EXACT
 from invbench.ops.numba_cpu.hidden import (
     add_totals,
@@ -26,6 +27,7 @@ from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import blocks_of, image_rows, pack, phase_bytes, phases_of, write_slots
+from invbench.ops.numba_cpu.small_groups import aggregate_small
 
 
 @compiled
@@ -85,9 +87,15 @@ def _forward(job: Any, zero: Any) -> None:
         groups = range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.G))
         top = strip * job.strip
         bottom = min(top + job.strip, job.H_out)
-        _pack_groups(job, zero, image, n, groups, top, bottom)
+        if job.by_columns:
+            pack_columns(job, zero, image, n, groups, top, bottom)
+        else:
+            _pack_groups(job, zero, image, n, groups, top, bottom)
         for first in range(top, bottom, job.rows):
             last = min(first + job.rows, bottom)
+            if job.by_columns:
+                aggregate_small(job, zero, image, tile, row, n, groups, top, first, last)
+                continue
             for g in groups:
                 at = image + (g - groups.start) * job.image_bytes
                 _aggregate_rows(job, zero, at, tile, row, n, g, top, first, last)

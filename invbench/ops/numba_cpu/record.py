@@ -56,7 +56,8 @@ FIELDS = (
     "images", "chunk", "runs", "columns_bytes",
     # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
     # once, and the bytes from one tap to the next of that weight; by how many positions a given one is asked for ahead.
-    "vectors", "strip", "rows", "tile_step", "ahead",
+    # by_columns: whether positions are neighbours in a vector, not channels.
+    "vectors", "strip", "rows", "tile_step", "ahead", "by_columns",
     # The scratch of a thread, and its parts; the sums of rows that two strips share.
     "scratch", "scratch_bytes", "image_bytes", "tile_bytes", "row_bytes", "seams",
 )  # fmt: skip

@@ -20,7 +20,14 @@ def convert(
     zero: Any, to: int, target: int, target_step: int, source: int, element: int, step: int, count: int
 ) -> None:
     """Numbers from one place and element to another."""
-    if element == EXACT and to == EXACT:
+    size = bytes_of(zero)
+    if element == EXACT and to == EXACT and step == size and target_step == size:
+        vectors = count * size // VECTOR_BYTES
+        for index in range(vectors):
+            copy_vector(target + index * VECTOR_BYTES, source + index * VECTOR_BYTES)
+        for m in range(vectors * VECTOR_BYTES // size, count):
+            write(EXACT, zero, read(EXACT, zero, source + m * step), target + m * target_step)
+    elif element == EXACT and to == EXACT:
         for m in range(count):
             write(EXACT, zero, read(EXACT, zero, source + m * step), target + m * target_step)
     elif element == FLOAT16:
@@ -55,7 +62,6 @@ def read_slots(
 ) -> None:
     """Slots of so many channels each, from numbers that are c_step and w_step apart; zeros behind the channels."""
     size = bytes_of(zero)
-    lanes = VECTOR_BYTES // size
     if element == EXACT and c_step == size and channels * size == slot:
         for m in range(count):
             for offset in range(0, slot, VECTOR_BYTES):
@@ -64,16 +70,28 @@ def read_slots(
         return
     if channels * size < slot:
         clear(target, count * slot)
+    turn(zero, target, slot, source, element, c_step, w_step, channels, count)
+
+
+@compiled
+def turn(
+    zero: Any, target: int, slot: int, source: int, element: int, c_step: int, w_step: int, channels: int, count: int
+) -> None:
+    """As ``read_slots``, but what is behind the channels stays as it is."""
+    size = bytes_of(zero)
+    lanes = VECTOR_BYTES // size
     if c_step == _element_bytes(zero, element):
         for m in range(count):
             convert(zero, EXACT, target + m * slot, size, source + m * w_step, element, c_step, channels)
         return
-    squares = channels // lanes * lanes if element == EXACT and w_step == size and count >= lanes else 0
-    for c in range(0, squares, lanes):
-        for m in range(0, count, lanes):
-            at = min(m, count - lanes)
-            transpose(zero, target + at * slot + c * size, slot, source + c * c_step + at * w_step, c_step)
-    for c in range(squares, channels):
+    if element == EXACT and w_step == size and min(channels, count) >= lanes:
+        for c in range(0, channels, lanes):
+            c_at = min(c, channels - lanes)  # the last squares overlap those before them
+            for m in range(0, count, lanes):
+                at = min(m, count - lanes)
+                transpose(zero, target + at * slot + c_at * size, slot, source + c_at * c_step + at * w_step, c_step)
+        return
+    for c in range(channels):
         convert(zero, EXACT, target + c * size, slot, source + c * c_step, element, w_step, count)
 
 
@@ -81,7 +99,7 @@ def read_slots(
 def write_slots(
     zero: Any, source: int, slot: int, target: int, element: int, c_step: int, w_step: int, channels: int, count: int
 ) -> None:
-    """The inverse of ``_read_slots``."""
+    """The inverse of ``read_slots``."""
     size = bytes_of(zero)
     lanes = VECTOR_BYTES // size
     if element == EXACT and c_step == size and channels * size == slot:
@@ -93,12 +111,14 @@ def write_slots(
         for m in range(count):
             convert(zero, element, target + m * w_step, c_step, source + m * slot, EXACT, size, channels)
         return
-    squares = channels // lanes * lanes if element == EXACT and w_step == size and count >= lanes else 0
-    for c in range(0, squares, lanes):
-        for m in range(0, count, lanes):
-            at = min(m, count - lanes)
-            transpose(zero, target + c * c_step + at * w_step, c_step, source + at * slot + c * size, slot)
-    for c in range(squares, channels):
+    if element == EXACT and w_step == size and min(channels, count) >= lanes:
+        for c in range(0, channels, lanes):
+            c_at = min(c, channels - lanes)
+            for m in range(0, count, lanes):
+                at = min(m, count - lanes)
+                transpose(zero, target + c_at * c_step + at * w_step, c_step, source + at * slot + c_at * size, slot)
+        return
+    for c in range(channels):
         convert(zero, element, target + c * c_step, w_step, source + c * size, EXACT, slot, count)
 
 
@@ -160,7 +180,7 @@ def pack(job: Any, zero: Any, target: int, source: int, channels: int, first_row
 
 @compiled
 def unpack(job: Any, zero: Any, source: int, target: int, channels: int, first_row: int, rows: int) -> None:
-    """The inverse of ``_pack``, into grad_x."""
+    """The inverse of ``pack``, into grad_x."""
     slot, phases, phase_size = job.vectors * VECTOR_BYTES, phases_of(job), phase_bytes(job)
     for row in range(rows):
         h, at = first_row + row, source + row * phases * phase_size
