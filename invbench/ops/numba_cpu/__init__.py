@@ -6,16 +6,17 @@
     h = stride*i + dilation*u - padding,  q = stride*j + dilation*v - padding
 
 The weight is given, or made where it is used: for a few rows of one group at a time, from hidden channels and the span
-(a matrix product whose result stays in cache), in the forward pass and again in the backward pass. Where gradients are
-not needed, the hidden channels are computed here, too, batch norm folded in.
+(a matrix product whose result stays in cache), in the forward pass and again in the backward pass. The hidden
+channels of a whole layer are computed here, too: one launch a pass.
 
-``simd`` knows the processor's vectors, ``tiles`` and ``matmul`` the inner loops, ``slots`` the layout that they read,
-``kernels`` the loops around them, ``jobs`` how work is cut for threads and caches, ``running`` how a kernel is
-compiled, cached and run on torch's threads.
+``simd`` knows the processor's vectors, ``tiles`` and ``matmul`` the inner loops, ``slots`` and ``columns`` the layouts
+that they read, ``kernels`` and ``backward`` the loops around them, ``hidden`` and ``norm`` what a layer does before,
+``jobs`` how work is cut for threads and caches, ``running`` how a kernel is compiled, cached and run.
 
 Channels of a group that are neighbours in a vector are what makes this fast: a position's weight is one number for all
 of them. So channels_last images are read and written where they lie; other layouts and 16-bit numbers are converted a
-few rows at a time, on the way into and out of the second-level cache. Groups of few channels leave lanes empty.
+few rows at a time, on the way into and out of the second-level cache. Where a group's channels would fill a quarter of
+a vector at most, neighbouring positions share one instead (``small_groups``).
 
 Every sum is made in one order, whatever the number of threads. A tap outside the image is left out where its whole row
 of the window is outside, else multiplied by zero. float16 and bfloat16 are computed in float32.
