@@ -190,7 +190,7 @@ def test_shipped_profiles(name: str) -> None:
     found, refused = read.grid.points(("cpu", "cuda"), 2)
     assert refused == []
     assert {point.case.device for point in found} == {"cpu", "cuda"}
-    assert {point.case.H - point.case.W for point in found} == {0}
+    assert name == "odd-shapes" or {point.case.H - point.case.W for point in found} == {0}
 
 
 def test_the_stages_of_rednet50_are_all_there() -> None:
