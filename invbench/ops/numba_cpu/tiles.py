@@ -29,6 +29,7 @@ from invbench.ops.numba_cpu.simd import (
     broadcast,
     constant,
     count_to,
+    element_bytes,
     load,
     multiply_add,
     none_of,
@@ -88,17 +89,31 @@ def _fields(builder: Any, kind: Any, values: Any) -> Any:
     return kind(*(builder.extract_value(values, index) for index in range(len(kind._fields))))
 
 
-def _each(builder: Any, shape: Shape, emit: Callable[[int, int, int], None]) -> None:
-    """Code for every shape, of which one is run: emit(positions, vectors, mode)."""
-    one = builder.icmp_signed("!=", shape.one, constant(0))
+def _each(builder: Any, zero: Any, shape: Shape, walk: Walk, emit: Callable[[int, int, int, Walk], None]) -> None:
+    """Code for every shape, of which one is run: emit(positions, vectors, mode, walk)."""
+    one, number = builder.icmp_signed("!=", shape.one, constant(0)), constant(element_bytes(zero))
     for vectors, mode in itertools.product(POSITIONS, RUN):
         fits = builder.icmp_signed("==", shape.vectors, constant(vectors))
         fits = builder.and_(fits, builder.icmp_signed("==", shape.mode, constant(mode)))
         with builder.if_then(fits), builder.if_else(one) as (single, several):
             with single:
-                emit(1, vectors, mode)
+                emit(1, vectors, mode, walk)
             with several:
-                emit(POSITIONS[vectors], vectors, mode)
+                if mode != SEVEN:
+                    emit(POSITIONS[vectors], vectors, mode, walk)
+                    continue
+                # Of 49 addresses, one for each run of neighbours is left, which the registers hold.
+                by_position = builder.icmp_signed("==", walk.weight_position, number)
+                with builder.if_else(by_position) as (positions_are_neighbours, taps_are_or_not):
+                    with positions_are_neighbours:
+                        emit(POSITIONS[vectors], vectors, mode, walk._replace(weight_position=number))
+                    with taps_are_or_not:
+                        by_tap = builder.icmp_signed("==", walk.weight_tap, number)
+                        with builder.if_else(by_tap) as (taps_are_neighbours, nothing_is):
+                            with taps_are_neighbours:
+                                emit(POSITIONS[vectors], vectors, mode, walk._replace(weight_tap=number))
+                            with nothing_is:
+                                emit(POSITIONS[vectors], vectors, mode, walk)
 
 
 def _walk(builder: Any, walk: Walk, mode: int, slot: int, body: Body) -> None:
@@ -201,7 +216,7 @@ def aggregate_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, y: Any
         y, y_position = arguments[3:]
         vector, real = vector_of(zero), real_of(zero)
 
-        def emit(positions: int, vectors: int, mode: int) -> None:
+        def emit(positions: int, vectors: int, mode: int, walk: Walk) -> None:
             sums = cells_of(builder, vector, positions, vectors)
             y_ahead = builder.add(y, builder.mul(y_position, constant(AHEAD)))
             for step in steps(builder, y_position, positions):
@@ -227,7 +242,7 @@ def aggregate_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, y: Any
                 for v, cell in enumerate(row):
                     store(builder, builder.load(cell), builder.add(y, step), v * VECTOR_BYTES)
 
-        _each(builder, shape, emit)
+        _each(builder, zero, shape, walk, emit)
         return context.get_dummy_value()
 
     return types.void(zero, SHAPE, WALK, types.int64, types.int64), generate
@@ -242,7 +257,7 @@ def scatter_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, grad_y: 
         grad_y, grad_position = arguments[3:]
         vector, real = vector_of(zero), real_of(zero)
 
-        def emit(positions: int, vectors: int, mode: int) -> None:
+        def emit(positions: int, vectors: int, mode: int, walk: Walk) -> None:
             grad_at = steps(builder, grad_position, positions)
             gradients = [slot_at(builder, vector, builder.add(grad_y, step), vectors) for step in grad_at]
             weight_at = steps(builder, walk.weight_position, positions)
@@ -264,7 +279,7 @@ def scatter_tile(typing_context: Any, zero: Any, shape: Any, walk: Any, grad_y: 
 
             _walk(builder, walk, mode, vectors * VECTOR_BYTES, body)
 
-        _each(builder, shape, emit)
+        _each(builder, zero, shape, walk, emit)
         return context.get_dummy_value()
 
     return types.void(zero, SHAPE, WALK, types.int64, types.int64), generate
