@@ -2,7 +2,8 @@
 
 Aggregation is linear in x and in the weight, so its forward pass and its two gradients are closed under
 differentiation: each one's derivative is one of the other two. Three operators that name each other in their
-autograd formulas are therefore differentiable as often as anyone likes.
+autograd formulas are therefore differentiable as often as anyone likes. Where no more derivatives follow, a fourth one
+makes both gradients at once.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Kernels(Protocol):
     def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
 
+    def gradients(self, grad_y: Tensor, x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """grad_x and grad_weight, in the layouts of x and weight."""
+
 
 def empty_y(x: Tensor, weight: Tensor) -> Tensor:
     """An uninitialised y [N, C, H_out, W_out] in x's memory format, for weight [N, G, K*K, H_out, W_out]."""
@@ -71,6 +75,12 @@ def empty_weight(grad_y: Tensor, G: int, taps: int, taps_last: bool) -> Tensor:
     return grad_y.new_empty((N, G, taps, H_out, W_out))
 
 
+def empty_gradients(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised gradients of x and weight, in their layouts and in grad_y's dtype."""
+    grad_x = empty_grad_x(grad_y, (x.shape[2], x.shape[3]), memory_format_of(x) == torch.channels_last)
+    return grad_x, empty_weight(grad_y, weight.shape[1], weight.shape[2], taps_are_last(weight))
+
+
 def taps_are_last(weight: Tensor) -> bool:
     """Whether the taps of weight [N, G, K*K, H_out, W_out] are its fastest dimension."""
     return weight.shape[2] > 1 and weight.stride(2) == 1 and not weight.is_contiguous()
@@ -84,6 +94,7 @@ class Aggregate:
 
     def __init__(self, name: str, kernels: Kernels) -> None:
         self.name = name
+        self._register_gradients(kernels)
         self._register_forward(kernels)
         self._register_grad_x(kernels)
         self._register_grad_weight(kernels)
@@ -114,6 +125,9 @@ class Aggregate:
         def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
             x, weight = ctx.saved_tensors
             grad_x = grad_weight = None
+            is_last = not torch.is_grad_enabled() and forward_ad._current_level < 0  # noqa: SLF001 -- as in _bilinear
+            if x is not None and weight is not None and is_last:
+                return *self.gradients(grad_y, x, weight, *ctx.geometry), None, None, None, None
             if weight is not None:
                 grad_x = _bilinear(self.grad_x, grad_y, weight, *ctx.geometry, *ctx.size, ctx.channels_last)
             if x is not None:
@@ -121,6 +135,34 @@ class Aggregate:
             return grad_x, grad_weight, None, None, None, None
 
         self.forward = register(f"{self.name}_forward", forward, fake, backward, setup_context)
+
+    def _register_gradients(self, kernels: Kernels) -> None:
+        def gradients(
+            grad_y: Tensor, x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int
+        ) -> tuple[Tensor, Tensor]:
+            refuse_tangents(grad_y, x, weight)
+            return kernels.gradients(grad_y, x, weight, Window(K, stride, dilation, padding))
+
+        def fake(
+            grad_y: Tensor, x: Tensor, weight: Tensor, K: int, stride: int, dilation: int, padding: int
+        ) -> tuple[Tensor, Tensor]:
+            return empty_gradients(grad_y, x, weight)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            grad_y, x, weight, *ctx.geometry = inputs
+            ctx.save_for_backward(grad_y, x, weight)
+
+        def backward(ctx: Any, for_grad_x: Tensor, for_grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+            # Reached where a graph was captured without knowing that its gradients would be differentiated.
+            grad_y, x, weight = ctx.saved_tensors
+            grad_grad_y = _bilinear(self.forward, for_grad_x, weight, *ctx.geometry)
+            grad_grad_y = grad_grad_y + _bilinear(self.forward, x, for_grad_weight, *ctx.geometry)
+            layouts = memory_format_of(x) == torch.channels_last, taps_are_last(weight)
+            grad_x = _bilinear(self.grad_x, grad_y, for_grad_weight, *ctx.geometry, *x.shape[2:], layouts[0])
+            grad_weight = _bilinear(self.grad_weight, grad_y, for_grad_x, *ctx.geometry, weight.shape[1], layouts[1])
+            return grad_grad_y, grad_x, grad_weight, None, None, None, None
+
+        self.gradients = register(f"{self.name}_gradients", gradients, fake, backward, setup_context)
 
     def _register_grad_x(self, kernels: Kernels) -> None:
         def grad_x(

@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y
+from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y, taps_are_last
 from invbench.spec import InvbenchError
 
 INT32_MAX = 2**31 - 1
@@ -445,6 +445,12 @@ class TritonKernels:
         if grad_weight.numel():
             grad_weight_launch(grad_y, x, grad_weight, window).run(x.device)
         return grad_weight
+
+    def gradients(self, grad_y: Tensor, x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """grad_x and grad_weight, in the layouts of x and weight."""
+        channels_last, size = memory_format_of(x) == torch.channels_last, (x.shape[2], x.shape[3])
+        grad_x = self.grad_x(grad_y, weight, window, size, channels_last)
+        return grad_x, self.grad_weight(grad_y, x, window, weight.shape[1], taps_are_last(weight))
 
 
 aggregate = Aggregate("triton", TritonKernels())

@@ -35,7 +35,7 @@ from torch import Tensor
 from invbench.ops import fused, library
 from invbench.ops.fused import Generator, Gradients, Kept, Reducer
 from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Window, empty_grad_x, empty_weight, empty_y
+from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y
 from invbench.ops.numba_cpu.jobs import CACHED_BYTES, Job, Problem, backward_plan, forward_plan, matrix_width
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
@@ -88,6 +88,18 @@ class NumbaKernels:
             job.put(y=grad_y, x=x, grad_weight=grad_weight)
             _run("backward", job, problem)
         return grad_weight
+
+    def gradients(self, grad_y: Tensor, x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """grad_x and grad_weight, in the layouts of x and weight."""
+        grad_x, grad_weight = empty_gradients(grad_y, x, weight)
+        problem = _problem(x, weight.shape[1], grad_y.shape[2:], window)
+        _clear_unless_covered(grad_x, problem)
+        if grad_y.numel():
+            job = Job(backward_plan(problem))
+            _put_weight(job, weight)
+            job.put(y=grad_y, x=x, grad_x=grad_x, grad_weight=grad_weight)
+            _run("backward", job, problem)
+        return grad_x, grad_weight
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
