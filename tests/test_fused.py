@@ -143,6 +143,7 @@ CHANGES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
         lambda part: setattr(part, "forward", lambda x: 2 * type(part).forward(part, x)),  # as offloading does
     )),
     ("norm", lambda part: [setattr(part, name, None) for name in ("running_mean", "running_var")]),
+    ("norm", lambda part: setattr(part, "bias", None)),
     ("norm", lambda part: part.train()), ("norm", lambda _: nn.Identity()), ("norm", lambda _: nn.GroupNorm(2, 4)),
     ("norm", lambda _: nn.BatchNorm2d(4, track_running_stats=False)),
     ("norm", lambda _: nn.BatchNorm2d(4, affine=False)),
@@ -165,6 +166,37 @@ def test_changed_parts_are_called_as_they_are(name: str, change: Callable[[Any],
         with torch.set_grad_enabled(grad):
             ys.append(layer(randn(2, 16, 7, 6)))
     assert error(*ys) <= 1e-5
+
+
+@by_grad
+def test_a_pool_may_change_the_channels(grad: bool) -> None:
+    ys = []
+    for backend in ("numba", "naive"):
+        torch.manual_seed(0)
+        layer = make(16, 3, 2).eval()
+        layer.pool, layer.reduce, layer.backend = nn.Conv2d(16, 8, 2, 2), nn.Conv2d(8, 4, 1), backend
+        with torch.set_grad_enabled(grad):
+            ys.append(layer(randn(2, 16, 8, 6)))
+    assert error(*ys) <= 1e-5
+
+
+@pytest.mark.parametrize("attributes", [{"momentum": None}, {"num_batches_tracked": None}, {"momentum": 0.7}], ids=str)
+def test_statistics_are_learned_as_batch_norm_learns_them(attributes: dict[str, Any]) -> None:
+    layer = make(16, 3)
+    for name, value in attributes.items():
+        setattr(layer.norm, name, value)
+    check(layer, randn(3, 16, 5, 4), "train")
+
+
+def test_one_column_with_an_odd_stride() -> None:
+    check(make(16, 3), randn(2, 16, 1, 8).transpose(2, 3), "train")
+
+
+def test_a_batch_far_from_its_mean() -> None:
+    layer = make(16, 3, reduce_bias=True)
+    with torch.no_grad():
+        layer.reduce.bias.fill_(3000)
+    check(layer, randn(2, 16, 9, 7), "train")
 
 
 MISFITS = (
@@ -244,6 +276,23 @@ def test_first_and_second_derivatives(options: dict[str, Any]) -> None:
     inputs = (randn(2, 2, 4, 3, dtype=torch.float64).requires_grad_(), *layer.parameters())
     assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_second_derivatives_of_a_whole_layer_with_frozen_parts(training: bool) -> None:
+    layer = make(2, 3, hidden_channels=2, dtype=torch.float64).train(training)
+    layer.activation = nn.Identity()  # a rectifier has kinks
+    layer.norm.momentum = 0.0
+    layer.span.bias.requires_grad_(False)
+    x = randn(2, 2, 4, 3, dtype=torch.float64)
+
+    def penalty(x: Tensor) -> Tensor:
+        wanted = [tensor for tensor in (x, *layer.parameters()) if tensor.requires_grad]
+        return sum(g.square().sum() for g in torch.autograd.grad(layer(x).square().sum(), wanted, create_graph=True))
+
+    penalty(x).backward()  # x needs no gradient
+    assert layer.reduce.weight.grad is not None
+    assert torch.autograd.gradcheck(penalty, x.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

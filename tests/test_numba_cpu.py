@@ -67,7 +67,9 @@ def test_nan_and_infinity_stay_where_they_belong(stride: int, channels_last: boo
     assert y.isfinite().sum() > 0.9 * expected.numel()
 
 
-@pytest.mark.parametrize("spec", [LayerSpec(32, K=7, G=2), LayerSpec(40, K=3, G=1, stride=2)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [LayerSpec(32, K=7, G=2), LayerSpec(40, K=3, G=1, stride=2), LayerSpec(40, K=3, G=20)], ids=str
+)
 def test_results_do_not_depend_on_the_number_of_threads(spec: LayerSpec) -> None:
     """Bit for bit: the operators and a layer in training, forward and all gradients, and a layer at inference."""
     x, weight = (t.requires_grad_() for t in inputs(spec, 31, 33, torch.float32, True))

@@ -122,11 +122,15 @@ class Involution2d(nn.Module):
         reduce, norm, activation = self.reduce, self.norm, self.activation
         if not _is_pointwise(reduce) or reduce.weight.dtype != self.span.weight.dtype:
             return None
+        if reduce.in_channels != self.spec.C:  # a pool of another kind may make others
+            return None
         if type(activation) not in (nn.ReLU, nn.Identity) or _is_watched(norm) or _is_watched(activation):
             return None
         used = None
         if type(norm) is nn.BatchNorm2d:
-            if not norm.affine or (norm.running_mean is None) != (norm.running_var is None):
+            # Either may be missing alone: BatchNorm2d(bias=False).
+            affine: tuple[Tensor | None, Tensor | None] = (norm.weight, norm.bias)
+            if None in affine or (norm.running_mean is None) != (norm.running_var is None):
                 return None
             mean, variance = (None, None) if norm.training else (norm.running_mean, norm.running_var)
             used = Norm(mean, variance, norm.weight, norm.bias, norm.eps)
@@ -147,14 +151,16 @@ class Involution2d(nn.Module):
         pooled = self.pool(x)
         y, statistics = fused.layer(x, pooled, reducer, self._generator(), self.spec)
         norm = cast(nn.BatchNorm2d, self.norm)
-        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            factor = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+        if norm.training and norm.track_running_stats:
+            factor = norm.momentum or 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+                factor = factor if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
             count = pooled.numel() // pooled.shape[1]
             mean, variance = statistics.unbind()
             for running, seen in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
                 if running is not None:
-                    running.lerp_(seen.to(running.dtype), factor)
+                    running.copy_(torch.lerp(running.to(seen.dtype), seen, factor))
         return y
 
     def extra_repr(self) -> str:

@@ -109,11 +109,14 @@ def check_span(x: Tensor, hidden_size: tuple[int, ...], generator: Generator, wi
 
 def check_layer(x: Tensor, reduced: Tensor, reducer: Reducer, generator: Generator, window: Window) -> None:
     """As ``check_span``, for what hidden is made from."""
-    C, r = reducer.weight.shape[1], reducer.weight.shape[0]
-    if reduced.shape[1] != C:
-        raise InvbenchError(f"reduce takes {C} channels: got {reduced.shape[1]} in {list(reduced.shape)}")
-    if reducer.norm and (reducer.norm.scale.shape != (r,) or reducer.norm.shift.shape != (r,)):
-        raise InvbenchError(f"the norm does not fit {r} hidden channels: got {list(reducer.norm.scale.shape)}")
+    r, C = reducer.weight.shape
+    if x.shape[1] != C or reduced.shape[1] != C:
+        raise InvbenchError(f"reduce takes {C} channels: got {list(reduced.shape)} for x {list(x.shape)}")
+    if (reduced.dtype == torch.float64) != (x.dtype == torch.float64):
+        raise InvbenchError(f"x and what is reduced must be of one dtype: got {x.dtype} and {reduced.dtype}")
+    for part in (reducer.bias, *(reducer.norm or ())[:4]):
+        if part is not None and part.shape != (r,):
+            raise InvbenchError(f"reduce's bias and the norm must have {r} numbers each: got {list(part.shape)}")
     check_span(x, (reduced.shape[0], r, *reduced.shape[2:]), generator, window)
 
 

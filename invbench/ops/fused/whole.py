@@ -12,6 +12,7 @@ from invbench.ops.fused.span import Span
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, refuse_tangents
 from invbench.ops.registering import register
+from invbench.spec import InvbenchError
 
 
 class Whole:
@@ -34,9 +35,12 @@ class Whole:
             span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> Tensor:  # fmt: skip
             norm = None
-            if mean is not None and variance is not None and scale is not None and shift is not None:
+            if scale is not None and shift is not None:
                 norm = Norm(mean, variance, scale, shift, epsilon)
-            refuse_tangents(x, pooled, reduce, span, bias)
+            if (norm is None or mean is None or variance is None) and (norm, mean, variance) != (None, None, None):
+                raise InvbenchError("a norm needs mean, variance, scale and shift: got some of them")
+            parts = (reduce_bias, scale, shift)
+            refuse_tangents(x, pooled, reduce, span, bias, *(part for part in parts if part is not None))
             reducer, generator = Reducer(reduce, reduce_bias, norm, rectifies), Generator(span, bias, G)
             window = Window(K, stride, dilation, padding)
             check_layer(x, pooled, reducer, generator, window)
@@ -57,7 +61,8 @@ class Whole:
             variance: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, rectifies: bool,
             span: Tensor, bias: Tensor, G: int, K: int, stride: int, dilation: int, padding: int,
         ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-            refuse_tangents(x, reduce, scale, shift, span, bias)
+            parts = (pooled, reduce_bias)
+            refuse_tangents(x, reduce, scale, shift, span, bias, *(part for part in parts if part is not None))
             reducer = Reducer(reduce, reduce_bias, Norm(mean, variance, scale, shift, epsilon), rectifies)
             generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
             reduced = x if pooled is None else pooled
@@ -130,9 +135,9 @@ class Whole:
         hidden = torch.nn.functional.batch_norm(hidden, mean, variance, scale, shift, batch, eps=epsilon)
         hidden = hidden.relu() if rectifies else hidden
         y = self.span.span_forward(x, hidden, span, bias, *geometry)
-        wanted = [view for view in views if view is not None]
+        wanted = [view for view in views if view is not None and view.requires_grad]
         found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
-        return tuple(None if view is None else next(found) for view in views)
+        return tuple(next(found) if view is not None and view.requires_grad else None for view in views)
 
     def _register_backward(self, kernels: Kernels) -> None:
         def layer_backward(

@@ -176,7 +176,8 @@ class NumbaKernels:
         job = Job(backward_plan(problem, r=r, is_layer=True))
         reduced = x if pooled is None else pooled
         if reduced.stride(2) != reduced.shape[3] * reduced.stride(3):
-            reduced = reduced.contiguous()
+            # A copy in any case: ``contiguous`` keeps the strides of dimensions of one.
+            reduced = reduced.clone(memory_format=torch.contiguous_format)
         width = matrix_width(C, problem.size)
         matrix = reducer.weight.to(exact)
         matrix = matrix.contiguous() if width == C else torch.nn.functional.pad(matrix, (0, width - C))

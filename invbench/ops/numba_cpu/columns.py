@@ -203,16 +203,16 @@ def correlate(
     common = greatest_divisor(job.stride, job.dilation)
     apart, less = job.dilation // common, job.stride // common
     weight_row = apart * job.W_out * size - less * job.K * job.tile_step
-    for met in range(job.stride * first, job.stride * (last - 1) + job.dilation * (job.K - 1) + 1):
+    for reached in range(job.stride * first, job.stride * (last - 1) + job.dilation * (job.K - 1) + 1):
         for i in range(first, last):
-            ahead = met - job.stride * i
+            ahead = reached - job.stride * i
             if ahead < 0 or ahead % job.dilation or ahead // job.dilation >= job.K:
                 continue
             u = ahead // job.dilation
             count = 1 + min((last - 1 - i) // apart, u // less)
             to = gradient + (i - first) * job.W_out * size + u * job.K * job.tile_step
-            if 0 <= met - job.padding < job.H:
-                at, grad_row = columns + (met - job.stride * top) * line, grad_y + (i - first) * grad_line
+            if 0 <= reached - job.padding < job.H:
+                at, grad_row = columns + (reached - job.stride * top) * line, grad_y + (i - first) * grad_line
                 _correlate_chain(job, zero, at, offsets, grad_row, apart * grad_line, count, to, weight_row)
             else:
                 for row in range(count):

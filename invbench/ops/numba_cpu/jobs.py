@@ -189,7 +189,9 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
         strips = 1
     strip = -(-problem.H_out // strips)
     strips = -(-problem.H_out // strip)
-    images, chunk = 1, problem.together if problem.by_columns else 1
+    images = chunk = 1
+    if problem.by_columns:
+        chunk = max(1, min(problem.together, problem.N * problem.G // BACKWARD_UNITS))
     if r:
         images = max(1, -(-problem.N // PARTS))
         units = max(1, -(-problem.N // images)) * strips

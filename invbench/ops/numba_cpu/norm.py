@@ -98,20 +98,23 @@ def _mask_numbers(
 
 @intrinsic
 def _combine_numbers(
-    typing_context: Any, zero: Any, target: Any, source: Any, count: Any, factor: Any, other: Any, addend: Any
-) -> Any:
-    """target = target * factor + source * other + addend."""
+    typing_context: Any, zero: Any, target: Any, source: Any, count: Any, mean: Any, factor: Any, other: Any,
+    addend: Any,
+) -> Any:  # fmt: skip
+    """target = target * factor + (source - mean) * other + addend."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, target, source, count, factor, other, addend = arguments
+        _, target, source, count, mean, factor, other, addend = arguments
         for kind, offset in each_number(builder, zero, count):
             first, second, rest = (broadcast(builder, number, kind) for number in (factor, other, addend))
             at = builder.add(target, offset)
-            rest = multiply_add(builder, load(builder, kind, builder.add(source, offset)), second, rest)
+            number = load(builder, kind, builder.add(source, offset))
+            deviation = builder.fsub(number, broadcast(builder, mean, kind))
+            rest = multiply_add(builder, deviation, second, rest)
             store(builder, multiply_add(builder, load(builder, kind, at), first, rest), at)
         return context.get_dummy_value()
 
-    return types.void(zero, *[types.int64] * 3, zero, zero, zero), generate
+    return types.void(zero, *[types.int64] * 3, zero, zero, zero, zero), generate
 
 
 @inlined
@@ -181,10 +184,10 @@ def norm_backward(job: Any, zero: Any, k: int) -> None:
         write(EXACT, zero, value, job.grad_norm + (index * job.r + k) * size)
     # Where the statistics are the batch's, they depend on raw, too.
     other = -factor * product * inverse * inverse / (job.N * positions)
-    addend = -factor * total / (job.N * positions) - other * mean
+    addend = -factor * total / (job.N * positions)
     for n in range(job.N):
         row = (n * job.r + k) * positions * size
         if job.norm_mean:
             _normalise_numbers(zero, job.grad_raw + row, job.grad_raw + row, positions, factor, 0.0, 0)
         else:
-            _combine_numbers(zero, job.grad_raw + row, job.raw + row, positions, factor, other, addend)
+            _combine_numbers(zero, job.grad_raw + row, job.raw + row, positions, mean, factor, other, addend)

@@ -36,7 +36,8 @@ FIELDS = (
     "N", "C", "G", "H", "W", "H_out", "W_out", "K", "stride", "dilation", "padding",
     *(f"{tensor}{field}" for tensor, fields in TENSORS.items() for field in ("", *(f"_{f}" for f in fields))),
     # The generator of the weight, in the type that is computed with: hidden [N, r, positions], span [G*K*K, r] and its
-    # bias; and what makes hidden: matrix [C, r] in whole vectors, then a row of biases and one of zeros.
+    # bias; and what makes hidden: matrix [C, r] in whole vectors, then a row of biases and one of zeros. In a backward
+    # pass, matrix is [r, C].
     "hidden", "hidden_n", "hidden_step", "span", "span_row", "bias", "bias_step", "r",
     "matrix", "matrix_row", "rectifies", "norm_epsilon",  # the bits of a float64
     # Where gradients will be wanted, hidden before its norm: raw [N, r, positions], dense; and the norm's mean and
@@ -51,10 +52,10 @@ FIELDS = (
     "grad_reduce", "grad_reduce_part", "grad_reduce_row",
     "grad_raw", "grad_norm", "total_span", "total_bias", "total_reduce",
     "zeros",  # an address where there is one
-    # How a backward pass is cut besides: images and groups of a unit, runs of positions of a unit of reduce, and a
-    # group's part of the scratch for columns.
+    # How the work is cut: groups of a unit; in a backward pass images of a unit, too, runs of positions of a unit of
+    # reduce, and a group's part of the scratch for columns.
     "images", "chunk", "runs", "columns_bytes",
-    # How the work is cut: vectors of a slot, output rows of a unit, output rows for which the weight is made at
+    # And in any pass: vectors of a slot, output rows of a unit, output rows for which the weight is made at
     # once, and the bytes from one tap to the next of that weight; by how many positions a given one is asked for ahead.
     # by_columns: whether positions are neighbours in a vector, not channels.
     "vectors", "strip", "rows", "tile_step", "ahead", "by_columns",

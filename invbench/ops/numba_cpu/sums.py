@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from invbench.ops.numba_cpu.simd import FLAGS, count_to, each_number, load, none_of, real_of, store, vector_of
+from invbench.ops.numba_cpu.simd import FLAGS, count_to, each_number, load, real_of, store, vector_of
 from invbench.ops.numba_cpu.tiles import cells_of
 
 # What is summed for each number: kind of what is met (number or vector), offset in bytes -> values.
@@ -57,7 +57,6 @@ def add_parts(typing_context: Any, zero: Any, target: Any, count: Any, source: A
         _, target, count, source, parts, part_step = arguments
         for kind, offset in each_number(builder, zero, count):
             cell = cells_of(builder, kind, 1, 1)[0][0]
-            builder.store(none_of(kind), cell)
             with count_to(builder, parts) as part:
                 at = builder.add(builder.add(source, offset), builder.mul(part.index, part_step))
                 builder.store(builder.fadd(builder.load(cell), load(builder, kind, at)), cell)
