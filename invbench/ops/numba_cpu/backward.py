@@ -13,13 +13,11 @@ from invbench.ops.numba_cpu.columns import (
     correlate,
     pack_columns,
     pack_positions,
-    positions_bytes,
-    remainder_bytes,
     write_offsets,
 )
 from invbench.ops.numba_cpu.elements import EXACT, read, write
 from invbench.ops.numba_cpu.matmul import add_matmul, matmul
-from invbench.ops.numba_cpu.record import UNIT, compiled, inlined, take, take_next, wait
+from invbench.ops.numba_cpu.record import UNIT, compiled, take, take_next, wait
 from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
 from invbench.ops.numba_cpu.seams import finish_strip
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
@@ -109,20 +107,15 @@ def _start_sums(job: Any, zero: Any, part: int, first: int, count: int) -> None:
         write(EXACT, zero, zero, job.grad_bias + part * job.grad_bias_part + k * size)
 
 
-@inlined
-def _rounded(size: int) -> int:
-    return -(-size // 64) * 64
-
-
 @compiled
 def run_units(job: Any, zero: Any, scratch: int) -> None:
     """grad_x but for the rows that strips share, grad_weight, and the parts of the generator's gradients."""
     taps, group_channels, row = job.K * job.K, job.C // job.G, scratch
-    pitch, channel_bytes = positions_bytes(job, zero), job.stride * remainder_bytes(job, zero)
+    pitch, channel_bytes = job.positions_bytes, job.stride * job.remainder_bytes
     offsets = row + job.row_bytes
-    tile = offsets + _rounded(8 * job.K)
+    tile = offsets + job.offsets_bytes
     padded = tile + job.tile_bytes
-    gradients = padded + (_rounded(taps * pitch) if job.by_columns else 0)
+    gradients = padded + (taps * pitch if job.by_columns else 0)
     sums = gradients + job.chunk * job.tile_bytes
     columns = sums + job.chunk * job.image_bytes
     grad_y = columns + job.chunk * job.columns_bytes
@@ -157,7 +150,9 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                     elif job.grad_x:
                         _scatter(job, zero, sums + index * job.image_bytes, tile, row, n, g, top, first, last)
                     if wants_weight:
-                        gradient, at = gradients + index * taps * job.tile_step, columns + channel * channel_bytes
+                        # Those of all groups are kept only where they are used up together.
+                        gradient = gradients + (index * taps * job.tile_step if job.grad_span else 0)
+                        at = columns + channel * channel_bytes
                         correlate(job, zero, at, offsets, grad_y + channel * pitch, gradient, top, first, last)
                         if job.grad_weight:
                             _give(job, zero, gradient, n, g, first, last)

@@ -27,7 +27,7 @@ from invbench.ops.numba_cpu.simd import (
     vector_of,
     write_integer,
 )
-from invbench.ops.numba_cpu.slots import clear, columns_of, image_rows, inside, turn
+from invbench.ops.numba_cpu.slots import clear, image_rows, inside, turn
 from invbench.ops.numba_cpu.tiles import cells_of, in_registers, steps
 
 # Taps of a row that share what a tile loads of grad_y, and output rows that share what it loads of x: sums, and what is
@@ -81,33 +81,9 @@ def correlate_tile(
 
 
 @inlined
-def remainder_bytes(job: Any, zero: Any) -> int:
-    """Bytes of the columns of one remainder of one channel, with room for the vector that begins with the last."""
-    size = bytes_of(zero)
-    columns = -(-columns_of(job) // job.stride)
-    return (-(-columns * size // VECTOR_BYTES) + 1) * VECTOR_BYTES
-
-
-@inlined
-def line_bytes(job: Any, zero: Any) -> int:
+def line_bytes(job: Any) -> int:
     """Bytes of a packed image row: the channels of a unit's groups."""
-    return job.chunk * (job.C // job.G) * job.stride * remainder_bytes(job, zero)
-
-
-@inlined
-def margin_bytes(job: Any, zero: Any) -> int:
-    """Zeros before a row of output positions, from which columns gather; none where they do not."""
-    if not job.by_columns:
-        return 0
-    return -(-(job.dilation * (job.K - 1) // job.stride) * bytes_of(zero) // VECTOR_BYTES) * VECTOR_BYTES
-
-
-@inlined
-def positions_bytes(job: Any, zero: Any) -> int:
-    """Bytes of a row of output positions in whole vectors; with zeros on both sides where columns gather from it."""
-    size, margin = bytes_of(zero), margin_bytes(job, zero)
-    count = -(-columns_of(job) // job.stride) if job.by_columns else job.W_out
-    return margin + -(-count * size // VECTOR_BYTES) * VECTOR_BYTES
+    return job.chunk * (job.C // job.G) * job.stride * job.remainder_bytes
 
 
 @compiled
@@ -115,7 +91,7 @@ def write_offsets(job: Any, zero: Any, offsets: int) -> None:
     """For each tap of a row, how far its columns are from those of remainder 0."""
     for v in range(job.K):
         column = job.dilation * v
-        offset = column % job.stride * remainder_bytes(job, zero) + column // job.stride * bytes_of(zero)
+        offset = column % job.stride * job.remainder_bytes + column // job.stride * bytes_of(zero)
         write_integer(offset, offsets + 8 * v)
 
 
@@ -123,7 +99,7 @@ def write_offsets(job: Any, zero: Any, offsets: int) -> None:
 def pack_columns(job: Any, zero: Any, target: int, n: int, groups: range, top: int, bottom: int) -> None:
     """[rows, channels of the groups, columns] of x, for the output rows from top to bottom; zeros outside the image."""
     size, channels = bytes_of(zero), len(groups) * (job.C // job.G)
-    step, line = remainder_bytes(job, zero), line_bytes(job, zero)
+    step, line = job.remainder_bytes, line_bytes(job)
     channel_bytes = job.stride * step
     source = job.x + n * job.x_n + groups.start * (job.C // job.G) * job.x_c
     for row in range(image_rows(job, bottom - top)):
@@ -143,12 +119,12 @@ def pack_columns(job: Any, zero: Any, target: int, n: int, groups: range, top: i
 @compiled
 def pack_positions(job: Any, zero: Any, target: int, n: int, groups: range, first: int, last: int) -> None:
     """[rows, channels of the groups, positions] of grad_y, for the output rows from first to last."""
-    group_channels, pitch = job.C // job.G, positions_bytes(job, zero)
+    group_channels, pitch = job.C // job.G, job.positions_bytes
     channels, line = len(groups) * group_channels, job.chunk * group_channels * pitch
     clear(target, (last - first) * line)
     for i in range(first, last):
         grad_y = job.y + n * job.y_n + groups.start * group_channels * job.y_c + i * job.y_h
-        to = target + (i - first) * line + margin_bytes(job, zero)
+        to = target + (i - first) * line + job.margin_bytes
         _transposed(zero, to, pitch, grad_y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
 
 
@@ -169,7 +145,7 @@ def _correlate_chain(
     """The gradient of one row of the window's taps for each of so many output rows, all of which it meets at one row of
     the image. columns: that row, packed; grad_y: the first output row, packed, grad_row from one to the next; to: the
     gradient of the first, weight_row from one to the next."""
-    pitch, channel_bytes = positions_bytes(job, zero), job.stride * remainder_bytes(job, zero)
+    pitch, channel_bytes = job.positions_bytes, job.stride * job.remainder_bytes
     run, done = 7 if job.K == 7 else 3, 0
     while done < count:
         rows = min(MOST_ROWS, count - done)
@@ -195,9 +171,9 @@ def correlate(
     columns: the packed channels of a group, of the image rows that the output rows from top on meet; grad_y: those of
     the output rows from first on.
     """
-    size, line = bytes_of(zero), line_bytes(job, zero)
-    grad_y += margin_bytes(job, zero)
-    grad_line = job.chunk * (job.C // job.G) * positions_bytes(job, zero)
+    size, line = bytes_of(zero), line_bytes(job)
+    grad_y += job.margin_bytes
+    grad_line = job.chunk * (job.C // job.G) * job.positions_bytes
     # One image row after the other: output rows that meet it are ``apart``, and meet it at rows of the window that are
     # ``less``. So the rows of a tap are written in order: the last vector of one reaches into the next.
     common = greatest_divisor(job.stride, job.dilation)

@@ -83,20 +83,30 @@ class Problem(NamedTuple):
         return min(self.G, max(1, VECTOR_BYTES // (self.C // self.G * self.size)))
 
     @property
+    def columns(self) -> int:
+        """Columns of one remainder by the stride that the windows of a row meet, borders included."""
+        w = self.window
+        return -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
+
+    @property
+    def remainder_bytes(self) -> int:
+        """Those of a channel, with room for the vector that begins with the last."""
+        return _vectors(self.columns * self.size) + VECTOR_BYTES
+
+    @property
+    def margin_bytes(self) -> int:
+        """Zeros before a row of output positions, from which columns gather; none where they do not."""
+        w = self.window
+        return _vectors(w.dilation * (w.K - 1) // w.stride * self.size) if self.by_columns else 0
+
+    @property
     def positions_bytes(self) -> int:
         """A row of output positions of a channel; with zeros around it where columns gather from it."""
-        w, count, margin = self.window, self.W_out, 0
-        if self.by_columns:
-            count = -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
-            margin = _vectors(w.dilation * (w.K - 1) // w.stride * self.size)
-        return margin + _vectors(count * self.size)
+        return self.margin_bytes + _vectors((self.columns if self.by_columns else self.W_out) * self.size)
 
     def columns_bytes(self, strip: int) -> int:
         """The image rows of a strip of one group, packed as columns."""
-        w = self.window
-        columns = -(-(w.stride * (self.W_out - 1) + w.dilation * (w.K - 1) + 1) // w.stride)
-        remainder = (-(-columns * self.size // VECTOR_BYTES) + 1) * VECTOR_BYTES
-        return self.image_rows(strip) * (self.C // self.G) * w.stride * remainder
+        return self.image_rows(strip) * (self.C // self.G) * self.window.stride * self.remainder_bytes
 
     def image_rows(self, strip: int) -> int:
         """Image rows that the windows of so many output rows meet."""
@@ -202,10 +212,10 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
     tile, positions = values["tile_bytes"], problem.positions_bytes
     scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + values["row_bytes"]
-    scratch += rounded(8 * w.K) + values["rows"] * chunk * (problem.C // problem.G) * positions
+    scratch += values["offsets_bytes"] + values["rows"] * chunk * (problem.C // problem.G) * positions
     scratch += values["rows"] * problem.W_out * matrix_width(r, size) * size
     if problem.by_columns:
-        scratch += rounded(w.K**2 * positions)
+        scratch += w.K**2 * positions
     values["scratch_bytes"] = rounded(scratch)
     shared = max(0, w.dilation * (w.K - 1) - w.stride + 1)
     workspace = {}
@@ -277,6 +287,8 @@ def _cut(problem: Problem, strip: int) -> dict[str, int]:
         "vectors": problem.vectors, "strip": strip, "rows": rows, "by_columns": int(problem.by_columns),
         "image_bytes": problem.columns_bytes(strip) if problem.by_columns else image,
         "tile_step": tile_step, "tile_bytes": taps * tile_step, "row_bytes": rounded(problem.W_out * problem.slot),
+        "remainder_bytes": problem.remainder_bytes, "positions_bytes": problem.positions_bytes,
+        "margin_bytes": problem.margin_bytes, "offsets_bytes": rounded(8 * window.K),
     }  # fmt: skip
 
 

@@ -59,6 +59,9 @@ FIELDS = (
     # once, and the bytes from one tap to the next of that weight; by how many positions a given one is asked for ahead.
     # by_columns: whether positions are neighbours in a vector, not channels.
     "vectors", "strip", "rows", "tile_step", "ahead", "by_columns",
+    # By columns: the columns of one remainder of one channel, with room for the vector that begins with the last; the
+    # output positions of a row of one channel, and the zeros that these begin with; and where taps find their columns.
+    "remainder_bytes", "positions_bytes", "margin_bytes", "offsets_bytes",
     # The scratch of a thread, and its parts; the sums of rows that two strips share.
     "scratch", "scratch_bytes", "image_bytes", "tile_bytes", "row_bytes", "seams",
 )  # fmt: skip

@@ -17,9 +17,6 @@ from numba.extending import intrinsic
 from invbench.ops.numba_cpu.columns import (
     greatest_divisor,
     line_bytes,
-    margin_bytes,
-    positions_bytes,
-    remainder_bytes,
 )
 from invbench.ops.numba_cpu.elements import EXACT
 from invbench.ops.numba_cpu.record import compiled, inlined
@@ -177,8 +174,8 @@ def aggregate_small(
     """The output rows from first to last of some groups. columns: the packed rows of their image, from those that row
     top needs on. row: scratch for a row of their channels, [channels, positions]."""
     size, group_channels = bytes_of(zero), job.C // job.G
-    remainder = remainder_bytes(job, zero)
-    channel_bytes, line, pitch = job.stride * remainder, line_bytes(job, zero), positions_bytes(job, zero)
+    remainder = job.remainder_bytes
+    channel_bytes, line, pitch = job.stride * remainder, line_bytes(job), job.positions_bytes
     rows_bytes = len(groups) * group_channels * pitch
     common = greatest_divisor(job.stride, job.dilation)
     are_together = _are_together(job, zero)
@@ -229,8 +226,8 @@ def scatter_small(
     top needs on; channel: the group's first one there. grad_y: its packed rows. padded: scratch for the weight with
     zeros around its rows, which are there already."""
     size, K = bytes_of(zero), job.K
-    remainder, margin, pitch = remainder_bytes(job, zero), margin_bytes(job, zero), positions_bytes(job, zero)
-    channel_bytes, line = job.stride * remainder, line_bytes(job, zero)
+    remainder, margin, pitch = job.remainder_bytes, job.margin_bytes, job.positions_bytes
+    channel_bytes, line = job.stride * remainder, line_bytes(job)
     grad_line = job.chunk * (job.C // job.G) * pitch
     common = greatest_divisor(job.stride, job.dilation)
     columns = -(-columns_of(job) // job.stride)
@@ -257,7 +254,7 @@ def scatter_small(
 def finish_small(job: Any, zero: Any, sums: int, n: int, groups: range) -> None:
     """Write grad_x of some groups, of which a unit has summed all rows."""
     size, channels = bytes_of(zero), len(groups) * (job.C // job.G)
-    remainder, line = remainder_bytes(job, zero), line_bytes(job, zero)
+    remainder, line = job.remainder_bytes, line_bytes(job)
     target = job.grad_x + n * job.grad_x_n + groups.start * (job.C // job.G) * job.grad_x_c
     for row in range(image_rows(job, job.H_out)):
         h = row - job.padding
