@@ -117,7 +117,8 @@ class NumbaKernels:
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
-        problem, exact = _problem(x, generator.G, grad_y.shape[2:], window), _computed_in(x)
+        problem = _problem(x, generator.G, grad_y.shape[2:], window)
+        exact = problem.exact
         grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
         grad_hidden, (grad_span, grad_bias) = torch.empty(hidden.shape, dtype=exact), _like_generator(generator, exact)
         if not grad_y.numel():
@@ -142,7 +143,7 @@ class NumbaKernels:
         problem, r = _problem(x, generator.G, y.shape[2:], window), reducer.weight.shape[0]
         kept = None
         if keeps:
-            exact = _computed_in(x)
+            exact = problem.exact
             size = (problem.N, r, problem.H_out, problem.W_out)
             kept = Kept(torch.empty(size, dtype=exact), torch.empty((2, r), dtype=exact))
         if y.numel():
@@ -160,7 +161,8 @@ class NumbaKernels:
         window: Window,
     ) -> Gradients:  # fmt: skip
         """The gradients of a layer; without pooled, x was reduced, and grad_x is the whole gradient."""
-        problem, exact = _problem(x, generator.G, grad_y.shape[2:], window), _computed_in(x)
+        problem = _problem(x, generator.G, grad_y.shape[2:], window)
+        exact = problem.exact
         r, C = reducer.weight.shape
         grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
         _clear_unless_covered(grad_x, problem)
@@ -199,10 +201,6 @@ def _bits(number: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
-def _computed_in(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _problem(x: Tensor, G: int, size: torch.Size, window: Window) -> Problem:
     N, C, H, W = x.shape
     return Problem(N, C, G, H, W, size[0], size[1], window, 8 if x.dtype == torch.float64 else 4)
@@ -218,7 +216,7 @@ def _put_weight(job: Job, weight: Tensor) -> None:
 def _put_hidden(job: Job, hidden: Tensor, problem: Problem) -> Tensor:
     """Say where hidden [N, r, H_out, W_out] lies; returns what must live as long as the job: rows of positions, with
     room for the vector that begins with the last one."""
-    exact = torch.float64 if problem.size == 8 else torch.float32
+    exact = problem.exact
     N, r, H, W = hidden.shape
     rows = torch.empty((N, r, H * W + VECTOR_BYTES // problem.size), dtype=exact)
     rows[..., : H * W].unflatten(2, (H, W)).copy_(hidden)
@@ -229,7 +227,7 @@ def _put_hidden(job: Job, hidden: Tensor, problem: Problem) -> Tensor:
 
 def _put_generator(job: Job, generator: Generator, problem: Problem) -> list[Tensor]:
     """Say how the weight is made; returns what must live as long as the job."""
-    exact = torch.float64 if problem.size == 8 else torch.float32
+    exact = problem.exact
     span, bias = generator.span.to(exact).contiguous(), generator.bias.to(exact).contiguous()
     r = span.shape[1]
     job.put_values(
@@ -241,7 +239,7 @@ def _put_generator(job: Job, generator: Generator, problem: Problem) -> list[Ten
 
 def _put_reducer(job: Job, reducer: Reducer, problem: Problem) -> list[Tensor]:
     """Say how hidden is made; returns what must live as long as the job."""
-    exact = torch.float64 if problem.size == 8 else torch.float32
+    exact = problem.exact
     parts = {"reduce": reducer.weight, "reduce_bias": reducer.bias}
     if reducer.norm:
         mean, variance, scale, shift, epsilon = reducer.norm

@@ -6,7 +6,6 @@ columns that a tap meets at neighbouring positions are neighbours.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from numba import types
@@ -19,7 +18,6 @@ from invbench.ops.numba_cpu.simd import (
     REGISTERS,
     VECTOR_BYTES,
     bytes_of,
-    constant,
     count_to,
     load,
     multiply_add,
@@ -28,7 +26,7 @@ from invbench.ops.numba_cpu.simd import (
     write_integer,
 )
 from invbench.ops.numba_cpu.slots import clear, image_rows, inside, turn
-from invbench.ops.numba_cpu.tiles import cells_of, in_registers, steps
+from invbench.ops.numba_cpu.tiles import cells_of, each_size, in_registers, steps
 
 # Taps of a row that share what a tile loads of grad_y, and output rows that share what it loads of x: sums, and what is
 # in hand, have to fit the registers.
@@ -70,11 +68,7 @@ def correlate_tile(
                     to = builder.add(builder.add(grad_weight, row_step), tap_offset)
                     store(builder, builder.load(cell), to)
 
-        for rows, taps in itertools.product(ROWS_OF_Y, RUN_OF_TAPS):
-            fits = builder.icmp_signed("==", count, constant(taps))
-            fits = builder.and_(fits, builder.icmp_signed("==", height, constant(rows)))
-            with builder.if_then(fits):
-                emit(rows, taps)
+        each_size(builder, (height, count), (ROWS_OF_Y, RUN_OF_TAPS), emit)
         return context.get_dummy_value()
 
     return types.void(zero, *[types.int64] * 12), generate

@@ -50,6 +50,11 @@ class Problem(NamedTuple):
     size: int
 
     @property
+    def exact(self) -> torch.dtype:
+        """The type that is computed with."""
+        return torch.float64 if self.size == 8 else torch.float32
+
+    @property
     def vectors(self) -> int:
         """Vectors of a slot: two where a group fills more than one."""
         return 2 if self.C // self.G * self.size > VECTOR_BYTES else 1

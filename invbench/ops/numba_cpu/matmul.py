@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from numba import types
@@ -22,7 +21,7 @@ from invbench.ops.numba_cpu.simd import (
     store,
     vector_of,
 )
-from invbench.ops.numba_cpu.tiles import cells_of, in_registers, slot_at, steps
+from invbench.ops.numba_cpu.tiles import cells_of, each_size, in_registers, slot_at, steps
 
 # Rows and vectors of a tile: sums, the vectors in hand and a factor have to fit the registers. Rows of two sorts,
 # because RedNet's K*K is 49 and its hidden channels are multiples of 16.
@@ -77,11 +76,7 @@ def matmul_tile(
                 for v, cell in enumerate(cells):
                     store(builder, builder.load(cell), builder.add(result, step), v * VECTOR_BYTES)
 
-        for rows, vectors in itertools.product((1, ROWS, EVEN_ROWS), range(1, COLUMNS + 1)):
-            fits = builder.icmp_signed("==", count, constant(vectors))
-            fits = builder.and_(fits, builder.icmp_signed("==", height, constant(rows)))
-            with builder.if_then(fits):
-                emit(rows, vectors)
+        each_size(builder, (height, count), ((1, ROWS, EVEN_ROWS), range(1, COLUMNS + 1)), emit)
         return context.get_dummy_value()
 
     return types.void(zero, *[types.int64] * 13), generate

@@ -8,7 +8,6 @@ have zeros around them.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from numba import types
@@ -33,7 +32,7 @@ from invbench.ops.numba_cpu.simd import (
     vector_of,
 )
 from invbench.ops.numba_cpu.slots import columns_of, image_rows, inside, turn, write_slots
-from invbench.ops.numba_cpu.tiles import cells_of, in_registers, slot_at, steps
+from invbench.ops.numba_cpu.tiles import cells_of, each_size, in_registers, slot_at, steps
 
 # Vectors of positions and channels of a tile.
 VECTORS, CHANNELS = (4, 2, 1), (2, 1)
@@ -80,11 +79,7 @@ def _tile(
                 for v, cell in enumerate(cells):
                     store(builder, builder.load(cell), at, v * VECTOR_BYTES)
 
-        for channels, vectors in itertools.product(CHANNELS, VECTORS):
-            fits = builder.icmp_signed("==", height, constant(channels))
-            fits = builder.and_(fits, builder.icmp_signed("==", width, constant(vectors)))
-            with builder.if_then(fits):
-                emit(channels, vectors)
+        each_size(builder, (height, width), (CHANNELS, VECTORS), emit)
         return context.get_dummy_value()
 
     return types.void(zero, *[types.int64] * 15), generate

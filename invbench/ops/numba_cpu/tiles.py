@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from numba import types
@@ -185,6 +185,17 @@ def _columns(
     for column in range(positions + taps - 1):
         met = [(p, column - p) for p in range(positions) if 0 <= column - p < taps]
         yield x, column * vectors * VECTOR_BYTES, met
+
+
+def each_size(
+    builder: Any, sizes: tuple[Any, Any], choices: tuple[Iterable[int], Iterable[int]], emit: Callable[[int, int], None]
+) -> None:
+    """Code for every choice of two sizes, of which the one that is asked for is run: emit(first, second)."""
+    for first, second in itertools.product(*choices):
+        fits = builder.icmp_signed("==", sizes[0], constant(first))
+        fits = builder.and_(fits, builder.icmp_signed("==", sizes[1], constant(second)))
+        with builder.if_then(fits):
+            emit(first, second)
 
 
 def steps(builder: Any, step: Any, count: int) -> list[Any]:
