@@ -19,10 +19,10 @@ from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 
 # The packed image rows of a unit should stay in the second-level cache, those of one group and of several; and the
 # weight that is made at once in the first.
-IMAGE_BYTES, IMAGES_BYTES = 144 * 2**10, 576 * 2**10
+IMAGE_BYTES, IMAGES_BYTES = 144 * 2**10, 640 * 2**10
 TILE_POSITIONS = 112
-# A given weight of more bytes than this is not in cache, and is worth asking for ahead.
-CACHED_BYTES = 8 * 2**20
+# A given weight of more bytes than this is not in a core's own caches, and is worth asking for ahead.
+CACHED_BYTES = 512 * 2**10
 # Units that there should be for each thread, so that none waits long for the last one.
 UNITS_PER_THREAD = 4
 # In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have

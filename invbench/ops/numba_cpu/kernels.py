@@ -22,8 +22,8 @@ from invbench.ops.numba_cpu.hidden import (
     make_hidden_again,
     reduce_backward,
 )
-from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, take
-from invbench.ops.numba_cpu.rows import aggregate_row, met, weight_of
+from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, inlined, take
+from invbench.ops.numba_cpu.rows import aggregate_groups, aggregate_row, met, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import blocks_of, image_rows, pack, phase_bytes, phases_of, write_slots
@@ -44,6 +44,15 @@ def _pack_groups(job: Any, zero: Any, image: int, n: int, groups: range, top: in
                 channels = min(most, group_channels - block * most)
                 source = job.x + n * job.x_n + (g * group_channels + block * most) * job.x_c
                 pack(job, zero, to + block * block_bytes, source, channels, job.stride * top - job.padding + row, 1)
+
+
+@inlined
+def _are_in_order(job: Any, zero: Any) -> bool:
+    """Whether the taps of a position lie side by side in a given weight, and y takes the slots of groups as they are."""
+    size = bytes_of(zero)
+    reads = job.weight and job.weight_element == EXACT and job.weight_t == size and job.weight_w > size
+    writes = job.y_element == EXACT and job.y_c == size and job.C // job.G * size == job.vectors * VECTOR_BYTES
+    return reads and writes
 
 
 @compiled
@@ -71,6 +80,33 @@ def _aggregate_rows(
                 write_slots(zero, row, slot, y, job.y_element, job.y_c, job.y_w, channels, job.W_out)
 
 
+@inlined
+def _are_in_order(job: Any, zero: Any) -> bool:
+    """Whether a position's taps lie side by side in a given weight, and slots in y."""
+    size = bytes_of(zero)
+    reads = job.weight and job.weight_element == EXACT and job.weight_t == size and job.weight_w > size
+    writes = job.y_element == EXACT and job.y_c == size and job.C // job.G * size == job.vectors * VECTOR_BYTES
+    return reads and writes
+
+
+@compiled
+def _aggregate_in_order(
+    job: Any, zero: Any, image: int, n: int, groups: range, top: int, first: int, last: int
+) -> None:
+    """The output rows from first to last of some groups that ``_are_in_order``. image: their packed rows, from those
+    that row top needs on."""
+    row_bytes, y_group = phases_of(job) * phase_bytes(job), job.C // job.G * job.y_c
+    for i in range(first, last):
+        u, end = met(job, i)
+        x = image + (job.stride * (i - top) + job.dilation * u) * row_bytes
+        weight = job.weight + n * job.weight_n + groups.start * job.weight_g + i * job.weight_h
+        y = job.y + n * job.y_n + i * job.y_h + groups.start * y_group
+        aggregate_groups(
+            job, zero, x, weight + u * job.K * job.weight_t, job.weight_t, job.weight_w, end - u, y, job.y_w,
+            len(groups), job.image_bytes, job.weight_g, y_group,
+        )  # fmt: skip
+
+
 @compiled
 def _forward(job: Any, zero: Any) -> None:
     """y, and before it the hidden channels where a layer is to make them. A unit is a strip of rows of one image, for
@@ -95,6 +131,9 @@ def _forward(job: Any, zero: Any) -> None:
             last = min(first + job.rows, bottom)
             if job.by_columns:
                 aggregate_small(job, zero, image, tile, row, n, groups, top, first, last)
+                continue
+            if len(groups) > 1 and _are_in_order(job, zero):
+                _aggregate_in_order(job, zero, image, n, groups, top, first, last)
                 continue
             for g in groups:
                 at = image + (g - groups.start) * job.image_bytes

@@ -89,6 +89,23 @@ def aggregate_row(
 
 
 @compiled
+def aggregate_groups(
+    job: Any, zero: Any, x: int, weight: int, weight_tap: int, weight_position: int, rows: int, y: int, y_position: int,
+    groups: int, x_group: int, weight_group: int, y_group: int,
+) -> None:  # fmt: skip
+    """As ``aggregate_row``, for some groups that are ``*_group`` bytes apart, in turn for each tile's positions: so a
+    weight and y whose groups are neighbours are read and written in order."""
+    step, apart = _tile_positions(job), _position_bytes(job)
+    shape = (np.int64(step == 1), job.vectors, _mode(job))
+    for begin in range(0, job.W_out, step):
+        j = min(begin, job.W_out - step)
+        for g in range(groups):
+            slots, factors = x + g * x_group + j * apart, weight + g * weight_group + j * weight_position
+            walk = _walk(job, slots, factors, weight_tap, weight_position, rows)
+            aggregate_tile(zero, shape, walk, y + g * y_group + j * y_position, y_position)
+
+
+@compiled
 def scatter_row(
     job: Any, zero: Any, x: int, weight: int, weight_tap: int, weight_position: int, rows: int, grad_y: int, step: int
 ) -> None:
