@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from array import array
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -127,23 +128,23 @@ class Problem(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All of a job but its tensors: fields, and memory that it needs while it runs, which ``places`` (fields, offsets)
-    lie in."""
+    """All of a job but its tensors: int64 fields, and memory that it needs while it runs, which ``places`` (fields,
+    offsets) lie in."""
 
-    fields: tuple[int, ...]
+    fields: array[int]
     places: tuple[tuple[int, int], ...] = ()
     size: int = 0
 
 
 def _plan(values: Mapping[str, int], workspace: Mapping[str, int] | None = None) -> Plan:
     """values: fields by name. workspace: bytes by the name of the field that says where they lie."""
-    fields, places, size = [0] * len(INDEX), [], 0
+    fields, places, size = array("q", [0] * len(INDEX)), [], 0
     for name, value in values.items():
         fields[INDEX[name]] = value
     for name, needed in (workspace or {}).items():
         places.append((INDEX[name], size))
         size += rounded(needed)
-    return Plan(tuple(fields), tuple(places), size)
+    return Plan(fields, tuple(places), size)
 
 
 def rounded(size: int) -> int:
@@ -307,7 +308,7 @@ class Job:
     """The fields of one call, in the order of ``record.FIELDS``."""
 
     def __init__(self, plan: Plan) -> None:
-        self.fields = list(plan.fields)
+        self.fields = plan.fields[:]
         if plan.size:
             # The room behind it is for aligning it.
             self.workspace = torch.empty(plan.size + 64, dtype=torch.uint8)
@@ -324,7 +325,8 @@ class Job:
             if tensor is not None:
                 start, size = INDEX[name], tensor.element_size()
                 steps = [stride * size for stride in tensor.stride()]
-                self.fields[start : start + 2 + len(steps)] = [tensor.data_ptr(), _ELEMENTS[tensor.dtype], *steps]
+                place = array("q", [tensor.data_ptr(), _ELEMENTS[tensor.dtype], *steps])
+                self.fields[start : start + len(place)] = place
 
     def put_values(self, **values: int) -> None:
         """Set fields by name."""

@@ -46,15 +46,6 @@ def _pack_groups(job: Any, zero: Any, image: int, n: int, groups: range, top: in
                 pack(job, zero, to + block * block_bytes, source, channels, job.stride * top - job.padding + row, 1)
 
 
-@inlined
-def _are_in_order(job: Any, zero: Any) -> bool:
-    """Whether the taps of a position lie side by side in a given weight, and y takes the slots of groups as they are."""
-    size = bytes_of(zero)
-    reads = job.weight and job.weight_element == EXACT and job.weight_t == size and job.weight_w > size
-    writes = job.y_element == EXACT and job.y_c == size and job.C // job.G * size == job.vectors * VECTOR_BYTES
-    return reads and writes
-
-
 @compiled
 def _aggregate_rows(
     job: Any, zero: Any, image: int, tile: int, row: int, n: int, g: int, top: int, first: int, last: int

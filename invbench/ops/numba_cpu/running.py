@@ -9,7 +9,7 @@ import hashlib
 import threading
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,15 @@ _one_at_a_time = threading.Lock()
 _has_warned = False
 
 
-def launch(kernel: str, size: int, job: Sequence[int], threads: int) -> None:
+def launch(kernel: str, size: int, job: array[int], threads: int) -> None:
     """Run a kernel (a name of ``kernels.entries``), computing in a type of so many bytes, on a job, its fields in the
-    order of ``record.FIELDS``.
+    order of ``record.FIELDS``; the job cannot be run again.
 
     Every thread takes units of the job until there are none. One thread is the caller itself; more are those of the
     OpenMP that torch itself uses: a second pool, awake beside the first, would take its cores.
     """
-    record = array("q", job)
-    address, _ = record.buffer_info()
-    record[COUNTERS] = address
+    address, _ = job.buffer_info()
+    job[COUNTERS] = address
     function, _ = _ready.get((kernel, size)) or _prepare(kernel, size)
     parallel = _openmp() if threads > 1 else None
     if parallel:
