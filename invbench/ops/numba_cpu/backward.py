@@ -22,7 +22,7 @@ from invbench.ops.numba_cpu.rows import met, scatter_row, weight_of
 from invbench.ops.numba_cpu.seams import finish_strip
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
-from invbench.ops.numba_cpu.small_groups import finish_small, scatter_small
+from invbench.ops.numba_cpu.small_groups import finish_small, gives_together, scatter_small
 from invbench.ops.numba_cpu.sums import total_of
 
 
@@ -51,9 +51,9 @@ def _scatter(
 
 
 @compiled
-def _give(job: Any, zero: Any, gradient: int, n: int, g: int, first: int, last: int) -> None:
-    """Write grad_weight of the output rows from first to last."""
-    size, taps = bytes_of(zero), job.K * job.K
+def _give(job: Any, zero: Any, gradient: int, n: int, g: int, taps: int, first: int, last: int) -> None:
+    """Write grad_weight of the output rows from first to last, of a group or of as many taps as those of several."""
+    size = bytes_of(zero)
     to = job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g + first * job.grad_weight_h
     lines, count = last - first, job.W_out
     if job.grad_weight_h == job.W_out * job.grad_weight_w:
@@ -114,8 +114,9 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
     pitch, channel_bytes = job.positions_bytes, job.stride * job.remainder_bytes
     offsets = row + job.row_bytes
     tile = offsets + job.offsets_bytes
-    padded = tile + job.tile_bytes
+    padded = tile + job.chunk * job.tile_bytes
     gradients = padded + (taps * pitch if job.by_columns else 0)
+    are_kept = job.grad_span or gives_together(job, zero)
     sums = gradients + job.chunk * job.tile_bytes
     columns = sums + job.chunk * job.image_bytes
     grad_y = columns + job.chunk * job.columns_bytes
@@ -142,20 +143,22 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                 last = min(first + job.rows, bottom)
                 if wants_weight or job.by_columns:
                     pack_positions(job, zero, grad_y, n, groups, first, last)
+                if job.grad_x and job.by_columns:
+                    scatter_small(job, zero, sums, padded, tile, grad_y, n, groups, top, first, last)
                 for g in groups:
                     index = g - groups.start
                     channel = index * group_channels
-                    if job.grad_x and job.by_columns:
-                        scatter_small(job, zero, sums, padded, tile, grad_y, n, g, channel, top, first, last)
-                    elif job.grad_x:
+                    if job.grad_x and not job.by_columns:
                         _scatter(job, zero, sums + index * job.image_bytes, tile, row, n, g, top, first, last)
                     if wants_weight:
                         # Those of all groups are kept only where they are used up together.
-                        gradient = gradients + (index * taps * job.tile_step if job.grad_span else 0)
+                        gradient = gradients + (index * taps * job.tile_step if are_kept else 0)
                         at = columns + channel * channel_bytes
                         correlate(job, zero, at, offsets, grad_y + channel * pitch, gradient, top, first, last)
-                        if job.grad_weight:
-                            _give(job, zero, gradient, n, g, first, last)
+                        if job.grad_weight and not are_kept:
+                            _give(job, zero, gradient, n, g, taps, first, last)
+                if job.grad_weight and are_kept:
+                    _give(job, zero, gradients, n, groups.start, len(groups) * taps, first, last)
                 if job.grad_span:
                     _learn(job, zero, gradients, by_position, n, chunk, part, strip, first, last, len(groups))
             if job.grad_x and job.by_columns:

@@ -217,7 +217,7 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
     values = _cut(problem, strip)
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
     tile, positions = values["tile_bytes"], problem.positions_bytes
-    scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + tile) + tile + values["row_bytes"]
+    scratch = chunk * (values["image_bytes"] + values["columns_bytes"] + 2 * tile) + values["row_bytes"]
     scratch += values["offsets_bytes"] + values["rows"] * chunk * (problem.C // problem.G) * positions
     scratch += values["rows"] * problem.W_out * matrix_width(r, size) * size
     if problem.by_columns:

@@ -89,7 +89,10 @@ def turn(
             c_at = min(c, channels - lanes)  # the last squares overlap those before them
             for m in range(0, count, lanes):
                 at = min(m, count - lanes)
-                transpose(zero, target + at * slot + c_at * size, slot, source + c_at * c_step + at * w_step, c_step)
+                square = source + c_at * c_step + at * w_step
+                for row in range(lanes):
+                    ask_for(square + (lanes + row) * c_step)
+                transpose(zero, target + at * slot + c_at * size, slot, square, c_step)
         return
     for c in range(channels):
         convert(zero, EXACT, target + c * size, slot, source + c * c_step, element, w_step, count)

@@ -155,11 +155,30 @@ def _are_together(job: Any, zero: Any) -> bool:
     return job.weight and job.weight_element == EXACT and is_dense and taps * size < VECTOR_BYTES
 
 
+@inlined
+def gives_together(job: Any, zero: Any) -> bool:
+    """As ``_are_together``, of the gradient of the weight."""
+    size, taps = bytes_of(zero), job.K * job.K
+    is_dense = job.grad_weight_t == size and job.grad_weight_g == taps * size and job.grad_weight_w != size
+    wants = job.by_columns and job.grad_weight and job.grad_weight_element == EXACT
+    return wants and is_dense and taps * size < VECTOR_BYTES
+
+
 @compiled
 def _turn_together(job: Any, zero: Any, tile: int, n: int, groups: range, first: int, last: int) -> None:
     """The weight of some rows and groups as [groups, taps, positions]."""
     source = job.weight + n * job.weight_n + groups.start * job.weight_g + first * job.weight_h
     _turn_rows(job, zero, tile, source, bytes_of(zero), len(groups) * job.K * job.K, first, last)
+
+
+@compiled
+def _weight_of(
+    job: Any, zero: Any, tile: int, n: int, groups: range, g: int, first: int, last: int
+) -> tuple[int, int, int]:
+    """As ``_weight_by_columns``, of one of the groups, which may have been turned together before."""
+    if _are_together(job, zero):
+        return tile + (g - groups.start) * job.K * job.K * job.tile_step, job.tile_step, job.W_out * bytes_of(zero)
+    return _weight_by_columns(job, zero, tile, n, g, first, last)
 
 
 @compiled
@@ -173,36 +192,30 @@ def aggregate_small(
     channel_bytes, line, pitch = job.stride * remainder, line_bytes(job), job.positions_bytes
     rows_bytes = len(groups) * group_channels * pitch
     common = greatest_divisor(job.stride, job.dilation)
-    are_together = _are_together(job, zero)
-    if are_together:
+    vectors = -(-job.W_out * size // VECTOR_BYTES)
+    if _are_together(job, zero):
         _turn_together(job, zero, tile, n, groups, first, last)
     for g in groups:
         channel = (g - groups.start) * group_channels
-        weight, tap, weight_h = (
-            tile + (g - groups.start) * job.K * job.K * job.tile_step,
-            job.tile_step,
-            job.W_out * size,
-        )
-        if not are_together:
-            weight, tap, weight_h = _weight_by_columns(job, zero, tile, n, g, first, last)
+        weight, tap, weight_h = _weight_of(job, zero, tile, n, groups, g, first, last)
         # In memory, the next rows of a tap are neighbours.
         ahead = (last - first) * weight_h if job.ahead and tap != job.tile_step else 0
-        for i in range(first, last):
-            u, end = met(job, i)
-            adds = 0
-            for phase in range(job.stride):
-                v, step, taps = _taps_of(job, phase)
-                if taps == 0:
-                    continue
-                at = columns + (job.stride * (i - top) + job.dilation * u) * line + channel * channel_bytes
+        adds = 0
+        for phase in range(job.stride):
+            v, step, taps = _taps_of(job, phase)
+            if taps == 0:
+                continue
+            at = columns + channel * channel_bytes + phase * remainder + job.dilation * v // job.stride * size
+            for i in range(first, last):
+                u, end = met(job, i)
                 _tiles(
-                    job, zero, -(-job.W_out * size // VECTOR_BYTES), end - u, taps,
+                    job, zero, vectors, end - u, taps,
                     weight + (i - first) * weight_h + (u * job.K + v) * tap, job.K * tap, step * tap, ahead,
-                    at + phase * remainder + job.dilation * v // job.stride * size, job.dilation * line,
+                    at + (job.stride * (i - top) + job.dilation * u) * line, job.dilation * line,
                     job.dilation // common * size, channel_bytes,
                     row + (i - first) * rows_bytes + channel * pitch, pitch, adds,
                 )  # fmt: skip
-                adds = 1
+            adds = 1
     for i in range(first, last):
         y = job.y + n * job.y_n + i * job.y_h + groups.start * group_channels * job.y_c
         # Positions and channels take each other's places.
@@ -214,35 +227,39 @@ def aggregate_small(
 
 @compiled
 def scatter_small(
-    job: Any, zero: Any, sums: int, padded: int, tile: int, grad_y: int, n: int, g: int, channel: int, top: int,
-    first: int, last: int,
+    job: Any, zero: Any, sums: int, padded: int, tile: int, grad_y: int, n: int, groups: range, top: int, first: int,
+    last: int,
 ) -> None:  # fmt: skip
-    """Add what the output rows from first to last of one group bring to grad_x. sums: of the unit, from those that row
-    top needs on; channel: the group's first one there. grad_y: its packed rows. padded: scratch for the weight with
-    zeros around its rows, which are there already."""
-    size, K = bytes_of(zero), job.K
+    """Add what the output rows from first to last of some groups bring to grad_x. sums: of the unit, from those that
+    row top needs on. grad_y: its packed rows. padded: scratch for a group's weight with zeros around its rows, which
+    are there already."""
+    size, K, group_channels = bytes_of(zero), job.K, job.C // job.G
     remainder, margin, pitch = job.remainder_bytes, job.margin_bytes, job.positions_bytes
     channel_bytes, line = job.stride * remainder, line_bytes(job)
-    grad_line = job.chunk * (job.C // job.G) * pitch
+    grad_line = job.chunk * group_channels * pitch
     common = greatest_divisor(job.stride, job.dilation)
-    columns = -(-columns_of(job) // job.stride)
-    weight, tap, weight_h = _weight_by_columns(job, zero, tile, n, g, first, last)
-    for i in range(first, last):
-        turn(zero, padded + margin, pitch, weight + (i - first) * weight_h, EXACT, size, tap, job.W_out, K * K)
-        u, end = met(job, i)
-        for phase in range(job.stride):
-            v, step, taps = _taps_of(job, phase)
-            if taps == 0:
-                continue
-            shift, shifts = job.dilation * v // job.stride * size, job.dilation // common * size
-            for row in range(u, end):
-                to = sums + (job.stride * (i - top) + job.dilation * row) * line + channel * channel_bytes
-                _tiles(
-                    job, zero, -(-columns * size // VECTOR_BYTES), 1, taps,
-                    padded + margin + (row * K + v) * pitch - shift, 0, step * pitch - shifts, 0,
-                    grad_y + (i - first) * grad_line + channel * pitch + margin - shift, 0, -shifts, pitch,
-                    to + phase * remainder, channel_bytes, 1,
-                )  # fmt: skip
+    vectors = -(-(-(-columns_of(job) // job.stride)) * size // VECTOR_BYTES)
+    if _are_together(job, zero):
+        _turn_together(job, zero, tile, n, groups, first, last)
+    for g in groups:
+        channel = (g - groups.start) * group_channels
+        weight, tap, weight_h = _weight_of(job, zero, tile, n, groups, g, first, last)
+        for i in range(first, last):
+            turn(zero, padded + margin, pitch, weight + (i - first) * weight_h, EXACT, size, tap, job.W_out, K * K)
+            u, end = met(job, i)
+            for phase in range(job.stride):
+                v, step, taps = _taps_of(job, phase)
+                if taps == 0:
+                    continue
+                shift, shifts = job.dilation * v // job.stride * size, job.dilation // common * size
+                for row in range(u, end):
+                    to = sums + (job.stride * (i - top) + job.dilation * row) * line + channel * channel_bytes
+                    _tiles(
+                        job, zero, vectors, 1, taps,
+                        padded + margin + (row * K + v) * pitch - shift, 0, step * pitch - shifts, 0,
+                        grad_y + (i - first) * grad_line + channel * pitch + margin - shift, 0, -shifts, pitch,
+                        to + phase * remainder, channel_bytes, 1,
+                    )  # fmt: skip
 
 
 @compiled
