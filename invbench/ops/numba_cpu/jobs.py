@@ -161,7 +161,8 @@ def _vectors(size: int) -> int:
 def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
     """Of a forward pass; of a whole layer, if r hidden channels are to be made."""
     wanted = threads * UNITS_PER_THREAD if threads > 1 else 1
-    most = problem.together if problem.by_columns else 1
+    # Of twice the groups that fill a vector, a longer piece of a given weight is read at once.
+    most = min(problem.G, 2 * problem.together) if problem.by_columns else 1
     strips = -(-wanted // max(1, problem.N * -(-problem.G // most)))
     within = problem.strip_within(IMAGES_BYTES // most if problem.by_columns else IMAGE_BYTES)
     # Below a few rows, a strip mostly copies what its neighbours copy, too.

@@ -238,7 +238,8 @@ def scatter_small(
     channel_bytes, line = job.stride * remainder, line_bytes(job)
     grad_line = job.chunk * group_channels * pitch
     common = greatest_divisor(job.stride, job.dilation)
-    vectors = -(-(-(-columns_of(job) // job.stride)) * size // VECTOR_BYTES)
+    columns = -(-columns_of(job) // job.stride)
+    vectors = -(-columns * size // VECTOR_BYTES)
     if _are_together(job, zero):
         _turn_together(job, zero, tile, n, groups, first, last)
     for g in groups:
