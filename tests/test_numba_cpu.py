@@ -99,6 +99,48 @@ def test_results_do_not_depend_on_the_number_of_threads(spec: LayerSpec) -> None
         assert [torch.equal(a, b) for a, b in zip(everything[0], others, strict=True)] == [True] * len(others)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LayerSpec(512, K=7, G=32),
+        LayerSpec(256, K=3, G=16, stride=2),
+        LayerSpec(512, K=5, G=16, dilation=2),
+        LayerSpec(128, K=3, G=128),
+        LayerSpec(128, K=3, G=64, stride=2),
+        LayerSpec(128, K=3, G=128, dilation=2),
+    ],
+    ids=str,
+)
+def test_units_of_many_groups(spec: LayerSpec, dtype: torch.dtype, channels_last: bool) -> None:
+    """Enough groups that a thread works on several at once, whose weights lie side by side in channels_last."""
+    x, weight = (t.requires_grad_() for t in inputs(spec, 10, 17, dtype, channels_last))
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    y, expected = numba_cpu.aggregate(x, weight, spec), naive.aggregate(exact[0], exact[1], spec)
+    grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    got = (y, *torch.autograd.grad(y, (x, weight), grad_y))
+    wanted = (expected, *torch.autograd.grad(expected, exact, grad_y.double()))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for actual, reference in zip(got, wanted, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("advises", [True, False])
+def test_large_results(advises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results for which the system is asked for huge pages, where it can be asked and where not."""
+    pages = pytest.importorskip("invbench.ops.numba_cpu.pages")
+    if not advises:
+        monkeypatch.setattr(pages, "_madvise", lambda: None)
+    x = torch.randn(1, 3, 1700, 1700, generator=torch.Generator().manual_seed(0))
+    weight = torch.full((1, 3, 1, 1700, 1700), 2.0)
+    assert x.nbytes > pages.FRESH_BYTES
+    y = numba_cpu.aggregate(x, weight.requires_grad_(), LayerSpec(3, K=1, G=3))
+    (grad_weight,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+    assert torch.equal(y, 2 * x)
+    assert torch.equal(grad_weight.squeeze(2), x)
+
+
 @pytest.mark.parametrize("threads", ["openmp", "python"])
 def test_python_threads_may_call_at_once(threads: str) -> None:
     """Each has its own scratch and its own units; on the threads of torch's OpenMP, and where there is none."""

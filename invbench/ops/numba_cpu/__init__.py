@@ -11,7 +11,8 @@ channels of a whole layer are computed here, too: one launch a pass.
 
 ``simd`` knows the processor's vectors, ``tiles`` and ``matmul`` the inner loops, ``slots`` and ``columns`` the layouts
 that they read, ``kernels`` and ``backward`` the loops around them, ``hidden`` and ``norm`` what a layer does before,
-``jobs`` how work is cut for threads and caches, ``running`` how a kernel is compiled, cached and run.
+``jobs`` how work is cut for threads and caches, ``running`` how a kernel is compiled, cached and run, ``pages`` where
+large results lie.
 
 Channels of a group that are neighbours in a vector are what makes this fast: a position's weight is one number for all
 of them. So channels_last images are read and written where they lie; other layouts and 16-bit numbers are converted a
@@ -37,6 +38,7 @@ from invbench.ops.fused import Generator, Gradients, Kept, Reducer
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y
 from invbench.ops.numba_cpu.jobs import CACHED_BYTES, Job, Problem, backward_plan, forward_plan, matrix_width
+from invbench.ops.numba_cpu.pages import in_huge_pages
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 from invbench.ops.numba_cpu.tiles import AHEAD
@@ -56,7 +58,7 @@ class NumbaKernels:
 
     def forward(self, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
-        y = empty_y(x, weight)
+        y = in_huge_pages(empty_y(x, weight))
         if y.numel():
             problem = _problem(x, weight.shape[1], y.shape[2:], window)
             job = Job(forward_plan(problem, torch.get_num_threads()))
@@ -69,7 +71,7 @@ class NumbaKernels:
         self, grad_y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], channels_last: bool
     ) -> Tensor:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
-        grad_x = empty_grad_x(grad_y, size, channels_last)
+        grad_x = in_huge_pages(empty_grad_x(grad_y, size, channels_last))
         problem = _problem(grad_x, weight.shape[1], grad_y.shape[2:], window)
         _clear_unless_covered(grad_x, problem)
         if grad_y.numel():
@@ -81,7 +83,7 @@ class NumbaKernels:
 
     def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
-        grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
+        grad_weight = in_huge_pages(empty_weight(grad_y, G, window.K**2, taps_last))
         if grad_y.numel():
             problem = _problem(x, G, grad_y.shape[2:], window)
             job = Job(backward_plan(problem, wants_x=False))
@@ -91,7 +93,7 @@ class NumbaKernels:
 
     def gradients(self, grad_y: Tensor, x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """grad_x and grad_weight, in the layouts of x and weight."""
-        grad_x, grad_weight = empty_gradients(grad_y, x, weight)
+        grad_x, grad_weight = map(in_huge_pages, empty_gradients(grad_y, x, weight))
         problem = _problem(x, weight.shape[1], grad_y.shape[2:], window)
         _clear_unless_covered(grad_x, problem)
         if grad_y.numel():
@@ -103,7 +105,7 @@ class NumbaKernels:
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
-        y = fused.empty_y(x, hidden)
+        y = in_huge_pages(fused.empty_y(x, hidden))
         if y.numel():
             problem = _problem(x, generator.G, y.shape[2:], window)
             job = Job(forward_plan(problem, torch.get_num_threads()))
@@ -119,7 +121,8 @@ class NumbaKernels:
         """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
         problem = _problem(x, generator.G, grad_y.shape[2:], window)
         exact = problem.exact
-        grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
+        size, channels_last = (problem.H, problem.W), memory_format_of(x) == torch.channels_last
+        grad_x = in_huge_pages(empty_grad_x(grad_y, size, channels_last))
         grad_hidden, (grad_span, grad_bias) = torch.empty(hidden.shape, dtype=exact), _like_generator(generator, exact)
         if not grad_y.numel():
             return grad_x.zero_(), grad_hidden.zero_(), grad_span.zero_(), grad_bias.zero_()
@@ -139,7 +142,7 @@ class NumbaKernels:
     ) -> tuple[Tensor, Kept | None]:
         """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made; with
         what a backward pass needs, if asked for."""
-        y = torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
+        y = in_huge_pages(torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x)))
         problem, r = _problem(x, generator.G, y.shape[2:], window), reducer.weight.shape[0]
         kept = None
         if keeps:
@@ -164,7 +167,8 @@ class NumbaKernels:
         problem = _problem(x, generator.G, grad_y.shape[2:], window)
         exact = problem.exact
         r, C = reducer.weight.shape
-        grad_x = empty_grad_x(grad_y, (problem.H, problem.W), memory_format_of(x) == torch.channels_last)
+        size, channels_last = (problem.H, problem.W), memory_format_of(x) == torch.channels_last
+        grad_x = in_huge_pages(empty_grad_x(grad_y, size, channels_last))
         _clear_unless_covered(grad_x, problem)
         grad_pooled = torch.empty_like(pooled, memory_format=memory_format_of(pooled)) if pooled is not None else None
         grad_reduce, grad_norm = torch.empty((r, C), dtype=exact), torch.empty((3, r), dtype=exact)

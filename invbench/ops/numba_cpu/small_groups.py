@@ -22,6 +22,7 @@ from invbench.ops.numba_cpu.record import compiled, inlined
 from invbench.ops.numba_cpu.rows import met, weight_of
 from invbench.ops.numba_cpu.simd import (
     VECTOR_BYTES,
+    ask_for,
     bytes_of,
     constant,
     count_to,
@@ -245,7 +246,12 @@ def scatter_small(
     for g in groups:
         channel = (g - groups.start) * group_channels
         weight, tap, weight_h = _weight_of(job, zero, tile, n, groups, g, first, last)
+        asks = job.ahead and tap != job.tile_step
         for i in range(first, last):
+            if asks:  # The row after the next, of every tap.
+                for k in range(K * K):
+                    for offset in range(0, job.W_out * size, VECTOR_BYTES):
+                        ask_for(weight + (i - first + 2) * weight_h + k * tap + offset)
             turn(zero, padded + margin, pitch, weight + (i - first) * weight_h, EXACT, size, tap, job.W_out, K * K)
             u, end = met(job, i)
             for phase in range(job.stride):
