@@ -11,8 +11,8 @@ channels of a whole layer are computed here, too: one launch a pass.
 
 ``simd`` knows the processor's vectors, ``tiles`` and ``matmul`` the inner loops, ``slots`` and ``columns`` the layouts
 that they read, ``kernels`` and ``backward`` the loops around them, ``hidden`` and ``norm`` what a layer does before,
-``jobs`` how work is cut for threads and caches, ``running`` how a kernel is compiled, cached and run, ``pages`` where
-large results lie.
+``problem`` the sizes of a call, ``jobs`` how its work is cut for threads and caches, ``running`` how a kernel is
+compiled, cached and run, ``pages`` where large results lie.
 
 Channels of a group that are neighbours in a vector are what makes this fast: a position's weight is one number for all
 of them. So channels_last images are read and written where they lie; other layouts and 16-bit numbers are converted a
@@ -37,8 +37,9 @@ from invbench.ops import fused, library
 from invbench.ops.fused import Generator, Gradients, Kept, Reducer
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y
-from invbench.ops.numba_cpu.jobs import CACHED_BYTES, Job, Problem, backward_plan, forward_plan, matrix_width
+from invbench.ops.numba_cpu.jobs import CACHED_BYTES, Job, backward_plan, forward_plan
 from invbench.ops.numba_cpu.pages import in_huge_pages
+from invbench.ops.numba_cpu.problem import Problem, matrix_width
 from invbench.ops.numba_cpu.running import launch
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 from invbench.ops.numba_cpu.tiles import AHEAD
