@@ -37,7 +37,7 @@ from invbench.ops import fused, library
 from invbench.ops.fused import Generator, Gradients, Kept, Reducer
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y
-from invbench.ops.numba_cpu.jobs import CACHED_BYTES, Job, backward_plan, forward_plan
+from invbench.ops.numba_cpu.jobs import CACHES_BYTES, OWN_CACHE_BYTES, Job, backward_plan, forward_plan
 from invbench.ops.numba_cpu.pages import in_huge_pages
 from invbench.ops.numba_cpu.problem import Problem, matrix_width
 from invbench.ops.numba_cpu.running import launch
@@ -214,7 +214,9 @@ def _problem(x: Tensor, G: int, size: torch.Size, window: Window) -> Problem:
 def _put_weight(job: Job, weight: Tensor) -> None:
     """Say where the weight lies that is given."""
     job.put(weight=weight)
-    if weight.dtype in (torch.float32, torch.float64) and weight.nbytes > CACHED_BYTES:
+    # With a dilation, tiles ask for each tap apart, which is worth less.
+    cached = OWN_CACHE_BYTES if job["dilation"] == 1 else CACHES_BYTES
+    if weight.dtype in (torch.float32, torch.float64) and weight.nbytes > cached:
         # Of positions that are neighbours, a few tiles share a cache line.
         job.put_values(ahead=2 * AHEAD if weight.stride(4) == 1 else AHEAD)
 

@@ -22,8 +22,8 @@ from invbench.ops.numba_cpu.simd import VECTOR_BYTES
 # weight that is made at once in the first.
 IMAGE_BYTES, IMAGES_BYTES = 144 * 2**10, 640 * 2**10
 TILE_POSITIONS = 112
-# A given weight of more bytes than this is not in a core's own caches, and is worth asking for ahead.
-CACHED_BYTES = 512 * 2**10
+# A given weight of more bytes than this is not in a core's own caches, or in none, and is worth asking for ahead.
+OWN_CACHE_BYTES, CACHES_BYTES = 512 * 2**10, 8 * 2**20
 # Units that there should be for each thread, so that none waits long for the last one.
 UNITS_PER_THREAD = 4
 # In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have

@@ -23,11 +23,12 @@ from invbench.ops.numba_cpu.hidden import (
     reduce_backward,
 )
 from invbench.ops.numba_cpu.record import NEXT_SLOT, UNIT, compiled, inlined, take
-from invbench.ops.numba_cpu.rows import aggregate_groups, aggregate_row, met, weight_of
+from invbench.ops.numba_cpu.rows import aggregate_groups, aggregate_row, met, mode_of, weight_of
 from invbench.ops.numba_cpu.seams import add_seams
 from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of, fetch_add
 from invbench.ops.numba_cpu.slots import blocks_of, image_rows, pack, phase_bytes, phases_of, write_slots
 from invbench.ops.numba_cpu.small_groups import aggregate_small
+from invbench.ops.numba_cpu.tiles import SEVEN
 
 
 @compiled
@@ -73,11 +74,12 @@ def _aggregate_rows(
 
 @inlined
 def _are_in_order(job: Any, zero: Any) -> bool:
-    """Whether a position's taps lie side by side in a given weight, and slots in y."""
+    """Whether a position's taps lie side by side in a given weight, and slots in y, and tiles are large enough that
+    to turn to another group after each one costs less than it brings."""
     size = bytes_of(zero)
     reads = job.weight and job.weight_element == EXACT and job.weight_t == size and job.weight_w > size
     writes = job.y_element == EXACT and job.y_c == size and job.C // job.G * size == job.vectors * VECTOR_BYTES
-    return reads and writes
+    return reads and writes and mode_of(job) == SEVEN
 
 
 @compiled

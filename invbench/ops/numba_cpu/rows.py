@@ -44,7 +44,8 @@ def met(job: Any, i: int) -> tuple[int, int]:
 
 
 @inlined
-def _mode(job: Any) -> int:
+def mode_of(job: Any) -> int:
+    """How tiles walk over the window."""
     if job.dilation > 1 or job.K < 3:
         return SINGLE
     return SEVEN if job.K == 7 and job.stride == 1 else RUNS
@@ -80,7 +81,7 @@ def aggregate_row(
 ) -> None:
     """One row of y from a row of windows."""
     step, apart = _tile_positions(job), _position_bytes(job)
-    shape = (np.int64(step == 1), job.vectors, _mode(job))
+    shape = (np.int64(step == 1), job.vectors, mode_of(job))
     for begin in range(0, job.W_out, step):
         # The last tile overlaps the one before it: computing a position twice is cheaper than going one by one.
         j = min(begin, job.W_out - step)
@@ -96,7 +97,7 @@ def aggregate_groups(
     """As ``aggregate_row``, for some groups that are ``*_group`` bytes apart, in turn for each tile's positions: so a
     weight and y whose groups are neighbours are read and written in order."""
     step, apart = _tile_positions(job), _position_bytes(job)
-    shape = (np.int64(step == 1), job.vectors, _mode(job))
+    shape = (np.int64(step == 1), job.vectors, mode_of(job))
     for begin in range(0, job.W_out, step):
         j = min(begin, job.W_out - step)
         for g in range(groups):
@@ -114,7 +115,7 @@ def scatter_row(
     j = 0
     while j < job.W_out:
         several = tile > 1 and j + tile <= job.W_out
-        shape = (np.int64(not several), job.vectors, _mode(job))
+        shape = (np.int64(not several), job.vectors, mode_of(job))
         walk = _walk(job, x + j * apart, weight + j * weight_position, weight_tap, weight_position, rows)
         scatter_tile(zero, shape, walk, grad_y + j * step, step)
         j += tile if several else 1
