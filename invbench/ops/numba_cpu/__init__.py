@@ -200,6 +200,13 @@ class NumbaKernels:
         return gradients
 
 
+def _dense(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter itself, if that is dense and of the dtype; asked first, which costs less than a copy of nothing."""
+    if parameter.dtype == dtype and parameter.is_contiguous():
+        return parameter
+    return parameter.to(dtype).contiguous()
+
+
 @functools.cache
 def _bits(number: float) -> int:
     """The bits of a float64, as an int64."""
@@ -235,8 +242,7 @@ def _put_hidden(job: Job, hidden: Tensor, problem: Problem) -> Tensor:
 
 def _put_generator(job: Job, generator: Generator, problem: Problem) -> list[Tensor]:
     """Say how the weight is made; returns what must live as long as the job."""
-    exact = problem.exact
-    span, bias = generator.span.to(exact).contiguous(), generator.bias.to(exact).contiguous()
+    span, bias = _dense(generator.span, problem.exact), _dense(generator.bias, problem.exact)
     r = span.shape[1]
     job.put_values(
         span=span.data_ptr(), span_row=r * problem.size, bias=bias.data_ptr(), bias_step=problem.size, r=r,
@@ -249,18 +255,18 @@ def _put_reducer(job: Job, reducer: Reducer, problem: Problem) -> list[Tensor]:
     """Say how hidden is made; returns what must live as long as the job."""
     exact = problem.exact
     parts = {"reduce": reducer.weight, "reduce_bias": reducer.bias}
+    epsilon = 0.0
     if reducer.norm:
         mean, variance, scale, shift, epsilon = reducer.norm
         parts |= {"norm_mean": mean, "norm_variance": variance, "norm_scale": scale, "norm_shift": shift}
-        job.put_values(norm_epsilon=_bits(epsilon))
-    job.put_values(rectifies=int(reducer.rectifies))
+    job.put_values(norm_epsilon=_bits(epsilon), rectifies=int(reducer.rectifies))
     # A kernel can read what lies in 16 bits or in the type that is computed with.
-    readable = {
-        name: part if part is None or part.dtype in (exact, torch.float16, torch.bfloat16) else part.to(exact)
-        for name, part in parts.items()
+    readable = (exact, torch.float16, torch.bfloat16)
+    used = {
+        name: part if part.dtype in readable else part.to(exact) for name, part in parts.items() if part is not None
     }
-    job.put(**readable)
-    return [part for part in readable.values() if part is not None]
+    job.put(**used)
+    return [*used.values()]
 
 
 def _like_generator(generator: Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
