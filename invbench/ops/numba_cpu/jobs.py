@@ -80,7 +80,7 @@ def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
     chunk = -(-problem.G // -(-problem.G // max(1, most)))
     row, tile = values["row_bytes"], values["tile_bytes"]
     if problem.by_columns:
-        tile *= chunk if problem.window.K**2 * problem.size < VECTOR_BYTES else 1
+        tile *= chunk  # some are turned together; scratch that is not used takes no memory
         row = values["rows"] * chunk * (problem.C // problem.G) * problem.positions_bytes
     values |= {"chunk": chunk, "row_bytes": row, "tile_bytes": tile}
     values["scratch_bytes"] = rounded(chunk * values["image_bytes"] + tile + row)

@@ -56,7 +56,8 @@ FIELDS = (
     # reduce, and a group's part of the scratch for columns.
     "images", "chunk", "runs", "columns_bytes",
     # And in any pass: vectors of a slot, output rows of a unit, output rows for which the weight is made at
-    # once, and the bytes from one tap to the next of that weight; by how many positions a given one is asked for ahead.
+    # once, and the bytes from one tap to the next of that weight; by how many positions a given one is asked for ahead
+    # (by columns: by some rows); 0 where it is in cache.
     # by_columns: whether positions are neighbours in a vector, not channels.
     "vectors", "strip", "rows", "tile_step", "ahead", "by_columns",
     # By columns: the columns of one remainder of one channel, with room for the vector that begins with the last; the

@@ -150,7 +150,8 @@ def _weight_by_columns(job: Any, zero: Any, tile: int, n: int, g: int, first: in
 
 @inlined
 def _are_together(job: Any, zero: Any) -> bool:
-    """Whether the taps of neighbouring groups are neighbours, and those of one too few to be turned by vectors."""
+    """Whether the taps of neighbouring groups are neighbours, and those of one too few to be turned by vectors; asked
+    only by columns."""
     size, taps = bytes_of(zero), job.K * job.K
     is_dense = job.weight_t == size and job.weight_g == taps * size and job.weight_w != size
     return job.weight and job.weight_element == EXACT and is_dense and taps * size < VECTOR_BYTES
@@ -158,7 +159,7 @@ def _are_together(job: Any, zero: Any) -> bool:
 
 @inlined
 def gives_together(job: Any, zero: Any) -> bool:
-    """As ``_are_together``, of the gradient of the weight."""
+    """As ``_are_together``, of the gradient of the weight, in any backward pass."""
     size, taps = bytes_of(zero), job.K * job.K
     is_dense = job.grad_weight_t == size and job.grad_weight_g == taps * size and job.grad_weight_w != size
     wants = job.by_columns and job.grad_weight and job.grad_weight_element == EXACT

@@ -43,8 +43,8 @@ from invbench.ops.numba_cpu.simd import (
 # of RedNet's images are multiples of 7.
 POSITIONS = {1: 7, 2: 7 if REGISTERS == 32 else 4}
 
-# Positions by which x, y, and a weight that comes from memory, are asked for ahead: two tiles. The processor does not
-# see these streams by itself: K*K of them, or lines that are far apart.
+# Positions by which x, y, and a weight that comes from memory, are asked for ahead: about two tiles. The processor does
+# not see these streams by itself: K*K of them, or lines that are far apart.
 AHEAD = 14
 
 SINGLE, RUNS, SEVEN = range(3)
