@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from invbench.ops.layout import memory_format_of
+from invbench.ops.layout import empty_image
 from invbench.ops.library import Window
 from invbench.spec import InvbenchError
 
@@ -130,5 +130,4 @@ def no_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 def empty_y(x: Tensor, hidden: Tensor) -> Tensor:
     """An uninitialised y [N, C, H_out, W_out] in x's memory format, for hidden [N, r, H_out, W_out]."""
-    size = (*x.shape[:2], *hidden.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+    return empty_image(x, hidden.shape[2:])

@@ -122,8 +122,7 @@ class NumbaKernels:
         """The gradients for x, hidden, the span [G*K*K, r] and its bias, in float32 at least."""
         problem = _problem(x, generator.G, grad_y.shape[2:], window)
         exact = problem.exact
-        size, channels_last = (problem.H, problem.W), memory_format_of(x) == torch.channels_last
-        grad_x = in_huge_pages(empty_grad_x(grad_y, size, channels_last))
+        grad_x = _grad_x_like(x, grad_y)
         grad_hidden, (grad_span, grad_bias) = torch.empty(hidden.shape, dtype=exact), _like_generator(generator, exact)
         if not grad_y.numel():
             return grad_x.zero_(), grad_hidden.zero_(), grad_span.zero_(), grad_bias.zero_()
@@ -168,8 +167,7 @@ class NumbaKernels:
         problem = _problem(x, generator.G, grad_y.shape[2:], window)
         exact = problem.exact
         r, C = reducer.weight.shape
-        size, channels_last = (problem.H, problem.W), memory_format_of(x) == torch.channels_last
-        grad_x = in_huge_pages(empty_grad_x(grad_y, size, channels_last))
+        grad_x = _grad_x_like(x, grad_y)
         _clear_unless_covered(grad_x, problem)
         grad_pooled = torch.empty_like(pooled, memory_format=memory_format_of(pooled)) if pooled is not None else None
         grad_reduce, grad_norm = torch.empty((r, C), dtype=exact), torch.empty((3, r), dtype=exact)
@@ -267,6 +265,11 @@ def _put_reducer(job: Job, reducer: Reducer, problem: Problem) -> list[Tensor]:
     }
     job.put(**used)
     return [*used.values()]
+
+
+def _grad_x_like(x: Tensor, grad_y: Tensor) -> Tensor:
+    """An uninitialised gradient of x in its layout and in grad_y's dtype."""
+    return in_huge_pages(empty_grad_x(grad_y, (x.shape[2], x.shape[3]), memory_format_of(x) == torch.channels_last))
 
 
 def _like_generator(generator: Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -149,21 +149,24 @@ def _weight_by_columns(job: Any, zero: Any, tile: int, n: int, g: int, first: in
 
 
 @inlined
-def _are_together(job: Any, zero: Any) -> bool:
-    """Whether the taps of neighbouring groups are neighbours, and those of one too few to be turned by vectors; asked
-    only by columns."""
+def _turns_together(job: Any, zero: Any, tap: int, group: int, position: int) -> bool:
+    """Whether the taps of neighbouring groups are neighbours, and those of one too few to be turned by vectors."""
     size, taps = bytes_of(zero), job.K * job.K
-    is_dense = job.weight_t == size and job.weight_g == taps * size and job.weight_w != size
-    return job.weight and job.weight_element == EXACT and is_dense and taps * size < VECTOR_BYTES
+    return tap == size and group == taps * size and position != size and taps * size < VECTOR_BYTES
+
+
+@inlined
+def _are_together(job: Any, zero: Any) -> bool:
+    """Whether a weight is given whose groups are turned together; asked only by columns."""
+    is_given = job.weight and job.weight_element == EXACT
+    return is_given and _turns_together(job, zero, job.weight_t, job.weight_g, job.weight_w)
 
 
 @inlined
 def gives_together(job: Any, zero: Any) -> bool:
     """As ``_are_together``, of the gradient of the weight, in any backward pass."""
-    size, taps = bytes_of(zero), job.K * job.K
-    is_dense = job.grad_weight_t == size and job.grad_weight_g == taps * size and job.grad_weight_w != size
-    wants = job.by_columns and job.grad_weight and job.grad_weight_element == EXACT
-    return wants and is_dense and taps * size < VECTOR_BYTES
+    is_wanted = job.by_columns and job.grad_weight and job.grad_weight_element == EXACT
+    return is_wanted and _turns_together(job, zero, job.grad_weight_t, job.grad_weight_g, job.grad_weight_w)
 
 
 @compiled
