@@ -36,7 +36,7 @@ from torch import Tensor
 from invbench.ops import fused, library
 from invbench.ops.fused import Generator, Gradients, Kept, Reducer
 from invbench.ops.layout import memory_format_of
-from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y
+from invbench.ops.library import Window, empty_grad_x, empty_gradients, empty_weight, empty_y, taps_are_last
 from invbench.ops.numba_cpu.jobs import CACHES_BYTES, OWN_CACHE_BYTES, Job, backward_plan, forward_plan
 from invbench.ops.numba_cpu.pages import in_huge_pages
 from invbench.ops.numba_cpu.problem import Problem, matrix_width
@@ -76,7 +76,7 @@ class NumbaKernels:
         problem = _problem(grad_x, weight.shape[1], grad_y.shape[2:], window)
         _clear_unless_covered(grad_x, problem)
         if grad_y.numel():
-            job = Job(backward_plan(problem))
+            job = Job(backward_plan(problem, taps_last=taps_are_last(weight)))
             _put_weight(job, weight)
             job.put(y=grad_y, grad_x=grad_x)
             _run("backward", job, problem)
@@ -87,7 +87,7 @@ class NumbaKernels:
         grad_weight = in_huge_pages(empty_weight(grad_y, G, window.K**2, taps_last))
         if grad_y.numel():
             problem = _problem(x, G, grad_y.shape[2:], window)
-            job = Job(backward_plan(problem, wants_x=False))
+            job = Job(backward_plan(problem, wants_x=False, taps_last=taps_last))
             job.put(y=grad_y, x=x, grad_weight=grad_weight)
             _run("backward", job, problem)
         return grad_weight
@@ -98,7 +98,7 @@ class NumbaKernels:
         problem = _problem(x, weight.shape[1], grad_y.shape[2:], window)
         _clear_unless_covered(grad_x, problem)
         if grad_y.numel():
-            job = Job(backward_plan(problem))
+            job = Job(backward_plan(problem, taps_last=taps_are_last(weight)))
             _put_weight(job, weight)
             job.put(y=grad_y, x=x, grad_x=grad_x, grad_weight=grad_weight)
             _run("backward", job, problem)

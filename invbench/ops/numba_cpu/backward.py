@@ -24,6 +24,7 @@ from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
 from invbench.ops.numba_cpu.small_groups import finish_small, gives_together, scatter_small
 from invbench.ops.numba_cpu.sums import total_of
+from invbench.ops.numba_cpu.taps import correlate_taps, taps_are_neighbours
 
 
 @compiled
@@ -123,6 +124,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
     by_position = grad_y + job.rows * job.chunk * group_channels * pitch
     strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
     wants_weight = job.grad_weight or job.grad_span
+    by_taps = taps_are_neighbours(job, zero)
     write_offsets(job, zero, offsets)
     if job.by_columns:
         clear(padded, taps * pitch)
@@ -141,7 +143,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                 pack_columns(job, zero, columns, n, groups, top, bottom)
             for first in range(top, bottom, job.rows):
                 last = min(first + job.rows, bottom)
-                if wants_weight or job.by_columns:
+                if (wants_weight and not by_taps) or job.by_columns:
                     pack_positions(job, zero, grad_y, n, groups, first, last)
                 if job.grad_x and job.by_columns:
                     scatter_small(job, zero, sums, padded, tile, grad_y, n, groups, top, first, last)
@@ -150,14 +152,16 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                     channel = index * group_channels
                     if job.grad_x and not job.by_columns:
                         _scatter(job, zero, sums + index * job.image_bytes, tile, row, n, g, top, first, last)
-                    if wants_weight:
+                    if by_taps:
+                        correlate_taps(job, zero, columns + channel * channel_bytes, n, g, top, first, last)
+                    elif wants_weight:
                         # Those of all groups are kept only where they are used up together.
                         gradient = gradients + (index * taps * job.tile_step if are_kept else 0)
                         at = columns + channel * channel_bytes
                         correlate(job, zero, at, offsets, grad_y + channel * pitch, gradient, top, first, last)
                         if job.grad_weight and not are_kept:
                             _give(job, zero, gradient, n, g, taps, first, last)
-                if job.grad_weight and are_kept:
+                if job.grad_weight and are_kept and not by_taps:
                     _give(job, zero, gradients, n, groups.start, len(groups) * taps, first, last)
                 if job.grad_span:
                     _learn(job, zero, gradients, by_position, n, chunk, part, strip, first, last, len(groups))

@@ -22,6 +22,7 @@ from invbench.ops.numba_cpu.simd import (
     load,
     multiply_add,
     store,
+    transpose,
     vector_of,
     write_integer,
 )
@@ -77,7 +78,8 @@ def correlate_tile(
 @inlined
 def line_bytes(job: Any) -> int:
     """Bytes of a packed image row: the channels of a unit's groups."""
-    return job.chunk * (job.C // job.G) * job.stride * job.remainder_bytes
+    # An odd number of vectors, so that the rows of a window do not all fall into the same sets of a cache.
+    return job.chunk * (job.C // job.G) * job.stride * job.remainder_bytes | VECTOR_BYTES
 
 
 @compiled
@@ -98,9 +100,9 @@ def pack_columns(job: Any, zero: Any, target: int, n: int, groups: range, top: i
     source = job.x + n * job.x_n + groups.start * (job.C // job.G) * job.x_c
     for row in range(image_rows(job, bottom - top)):
         h, at = job.stride * top - job.padding + row, target + row * line
+        clear(at, channels * channel_bytes)
         if not 0 <= h < job.H:
             continue
-        clear(at, channels * channel_bytes)
         for remainder in range(job.stride):
             start, stop = inside(job, remainder, job.stride)
             pixels = source + h * job.x_h + (remainder + job.stride * start - job.padding) * job.x_w
@@ -127,9 +129,20 @@ def _transposed(
     zero: Any, target: int, channel_bytes: int, source: int, element: int, c_step: int, w_step: int, channels: int,
     count: int,
 ) -> None:  # fmt: skip
-    """[channels, columns] from numbers that are c_step and w_step apart."""
+    """[channels, columns] from numbers that are c_step and w_step apart. The target is clear, for a whole vector from
+    each channel's first column on at least."""
+    size = bytes_of(zero)
+    lanes = VECTOR_BYTES // size
+    done = 0
+    if element == EXACT and c_step == size and count < lanes:
+        done = channels // lanes * lanes
+        for c in range(0, done, lanes):
+            transpose(zero, target + c * channel_bytes, channel_bytes, source + c * size, w_step, count)
     # Columns and channels take each other's places: a slot is a channel's columns.
-    turn(zero, target, channel_bytes, source, element, w_step, c_step, count, channels)
+    turn(
+        zero, target + done * channel_bytes, channel_bytes, source + done * c_step, element, w_step, c_step, count,
+        channels - done,
+    )  # fmt: skip
 
 
 @compiled

@@ -93,12 +93,15 @@ def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: bool = False) -> Plan:
+def backward_plan(
+    problem: Problem, wants_x: bool = True, taps_last: bool = False, r: int = 0, is_layer: bool = False
+) -> Plan:
     """Of a backward pass, whose cut does not depend on the number of threads.
 
-    wants_x: whether the gradient of x is wanted. r: the hidden channels where the gradients of a generator are wanted,
-    for which units of more groups and images are better: there are fewer partial sums. is_layer: whether those of what
-    makes hidden are wanted, too.
+    wants_x: whether the gradient of x is wanted. taps_last: whether groups are neighbours in a weight that is given, so
+    that units of more of them read and write longer pieces of it. r: the hidden channels where the gradients of a
+    generator are wanted, for which units of more groups and images are better: there are fewer partial sums. is_layer:
+    whether those of what makes hidden are wanted, too.
     """
     w, size = problem.window, problem.size
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
@@ -116,10 +119,10 @@ def backward_plan(problem: Problem, wants_x: bool = True, r: int = 0, is_layer: 
         chunk = max(1, min(problem.together, problem.N * problem.G // BACKWARD_UNITS))
     if r:
         images = max(1, -(-problem.N // PARTS))
-        units = max(1, -(-problem.N // images)) * strips
+    if r or (taps_last and not problem.by_columns):
+        units = -(-problem.N // images) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
-        most = min(max(1, problem.G * units // BACKWARD_UNITS), max(1, CHUNK_BYTES // group_bytes), problem.G)
-        chunk = max(chunk, most)
+        chunk = max(chunk, min(problem.G * units // BACKWARD_UNITS, CHUNK_BYTES // group_bytes, problem.G))
     values = _cut(problem, strip)
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
     tile, positions = values["tile_bytes"], problem.positions_bytes

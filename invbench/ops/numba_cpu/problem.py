@@ -84,8 +84,9 @@ class Problem(NamedTuple):
         return self.margin_bytes + whole_vectors((self.columns if self.by_columns else self.W_out) * self.size)
 
     def columns_bytes(self, strip: int) -> int:
-        """The image rows of a strip of one group, packed as columns."""
-        return self.image_rows(strip) * (self.C // self.G) * self.window.stride * self.remainder_bytes
+        """The image rows of a strip of one group, packed as columns; with room for making each row's vectors odd."""
+        row = (self.C // self.G) * self.window.stride * self.remainder_bytes
+        return self.image_rows(strip) * (row + VECTOR_BYTES)
 
     def image_rows(self, strip: int) -> int:
         """Image rows that the windows of so many output rows meet."""

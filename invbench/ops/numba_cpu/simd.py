@@ -211,15 +211,20 @@ def clear_vector(typing_context: Any, target: Any) -> Any:
 
 
 @intrinsic
-def transpose(typing_context: Any, zero: Any, target: Any, target_step: Any, source: Any, source_step: Any) -> Any:
-    """A square of vectors, transposed: as many rows as a vector has lanes, at the steps given from one to the next."""
+def transpose(
+    typing_context: Any, zero: Any, target: Any, target_step: Any, source: Any, source_step: Any, rows: Any
+) -> Any:
+    """A square of vectors, transposed: as many rows as a vector has lanes, at the steps given from one to the next.
+    Where the source has fewer rows, the target's first vector, which must be clear, stands for each of the others."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, target, target_step, source, source_step = arguments
+        _, target, target_step, source, source_step, there = arguments
         vector = vector_of(zero)
         lanes = vector.count
+        row_at = [builder.add(source, builder.mul(source_step, constant(row))) for row in range(lanes)]
         rows = [
-            load(builder, vector, builder.add(source, builder.mul(source_step, constant(row)))) for row in range(lanes)
+            load(builder, vector, builder.select(builder.icmp_signed("<", constant(row), there), at, target))
+            for row, at in enumerate(row_at)
         ]
         # Each round exchanges blocks of half the size between rows that are this half apart.
         half = lanes // 2
@@ -236,7 +241,7 @@ def transpose(typing_context: Any, zero: Any, target: Any, target_step: Any, sou
             store(builder, rows[row], builder.add(target, builder.mul(target_step, constant(row))))
         return context.get_dummy_value()
 
-    return types.void(zero, *[types.int64] * 4), generate
+    return types.void(zero, *[types.int64] * 5), generate
 
 
 @intrinsic

@@ -92,7 +92,7 @@ def turn(
                 square = source + c_at * c_step + at * w_step
                 for row in range(lanes):
                     ask_for(square + (lanes + row) * c_step)
-                transpose(zero, target + at * slot + c_at * size, slot, square, c_step)
+                transpose(zero, target + at * slot + c_at * size, slot, square, c_step, lanes)
         return
     for c in range(channels):
         convert(zero, EXACT, target + c * size, slot, source + c * c_step, element, w_step, count)
@@ -119,7 +119,8 @@ def write_slots(
             c_at = min(c, channels - lanes)
             for m in range(0, count, lanes):
                 at = min(m, count - lanes)
-                transpose(zero, target + c_at * c_step + at * w_step, c_step, source + at * slot + c_at * size, slot)
+                square = source + at * slot + c_at * size
+                transpose(zero, target + c_at * c_step + at * w_step, c_step, square, slot, lanes)
         return
     for c in range(channels):
         convert(zero, element, target + c * c_step, w_step, source + c * size, EXACT, slot, count)
