@@ -126,6 +126,23 @@ def test_units_of_many_groups(spec: LayerSpec, dtype: torch.dtype, channels_last
         assert relative_error(actual, reference.detach()) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(1, 2), (5, 3), (10, 17)], ids=str)
+@pytest.mark.parametrize("channels", [1, 5, 16, 19, 33])
+@pytest.mark.parametrize("K", [3, 5, 7])
+def test_gradient_of_taps_that_are_neighbours(K: int, channels: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Everything in channels_last, where a vector of the gradient of the weight holds taps; up to 32 channels."""
+    spec = LayerSpec(3 * channels, K=K, G=3)
+    x, weight = (t.requires_grad_() for t in inputs(spec, *size, dtype, channels_last=True))
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    got = torch.autograd.grad(numba_cpu.aggregate(x, weight, spec), (x, weight), grad_y)
+    wanted = torch.autograd.grad(naive.aggregate(exact[0], exact[1], spec), exact, grad_y.double())
+    for actual, reference in zip(got, wanted, strict=True):
+        assert relative_error(actual, reference) <= TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("advises", [True, False])
 def test_large_results(advises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results for which the system is asked for huge pages, where it can be asked and where not."""

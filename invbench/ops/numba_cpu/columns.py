@@ -22,7 +22,6 @@ from invbench.ops.numba_cpu.simd import (
     load,
     multiply_add,
     store,
-    transpose,
     vector_of,
     write_integer,
 )
@@ -129,20 +128,9 @@ def _transposed(
     zero: Any, target: int, channel_bytes: int, source: int, element: int, c_step: int, w_step: int, channels: int,
     count: int,
 ) -> None:  # fmt: skip
-    """[channels, columns] from numbers that are c_step and w_step apart. The target is clear, for a whole vector from
-    each channel's first column on at least."""
-    size = bytes_of(zero)
-    lanes = VECTOR_BYTES // size
-    done = 0
-    if element == EXACT and c_step == size and count < lanes:
-        done = channels // lanes * lanes
-        for c in range(0, done, lanes):
-            transpose(zero, target + c * channel_bytes, channel_bytes, source + c * size, w_step, count)
+    """[channels, columns] from numbers that are c_step and w_step apart."""
     # Columns and channels take each other's places: a slot is a channel's columns.
-    turn(
-        zero, target + done * channel_bytes, channel_bytes, source + done * c_step, element, w_step, c_step, count,
-        channels - done,
-    )  # fmt: skip
+    turn(zero, target, channel_bytes, source, element, w_step, c_step, count, channels)
 
 
 @compiled

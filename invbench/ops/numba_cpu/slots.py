@@ -11,7 +11,16 @@ from typing import Any
 
 from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
 from invbench.ops.numba_cpu.record import compiled, inlined
-from invbench.ops.numba_cpu.simd import VECTOR_BYTES, ask_for, bytes_of, clear_vector, copy_vector, transpose
+from invbench.ops.numba_cpu.simd import (
+    VECTOR_BYTES,
+    ask_for,
+    bytes_of,
+    clear_vector,
+    copy_numbers,
+    copy_vector,
+    square_side,
+    transpose,
+)
 from invbench.ops.numba_cpu.tiles import AHEAD
 
 
@@ -22,11 +31,7 @@ def convert(
     """Numbers from one place and element to another."""
     size = bytes_of(zero)
     if element == EXACT and to == EXACT and step == size and target_step == size:
-        vectors = count * size // VECTOR_BYTES
-        for index in range(vectors):
-            copy_vector(target + index * VECTOR_BYTES, source + index * VECTOR_BYTES)
-        for m in range(vectors * VECTOR_BYTES // size, count):
-            write(EXACT, zero, read(EXACT, zero, source + m * step), target + m * target_step)
+        copy_numbers(zero, target, source, count)
     elif element == EXACT and to == EXACT:
         for m in range(count):
             write(EXACT, zero, read(EXACT, zero, source + m * step), target + m * target_step)
@@ -79,20 +84,20 @@ def turn(
 ) -> None:
     """As ``read_slots``, but what is behind the channels stays as it is."""
     size = bytes_of(zero)
-    lanes = VECTOR_BYTES // size
     if c_step == _element_bytes(zero, element):
         for m in range(count):
             convert(zero, EXACT, target + m * slot, size, source + m * w_step, element, c_step, channels)
         return
-    if element == EXACT and w_step == size and min(channels, count) >= lanes:
-        for c in range(0, channels, lanes):
-            c_at = min(c, channels - lanes)  # the last squares overlap those before them
-            for m in range(0, count, lanes):
-                at = min(m, count - lanes)
+    side = square_side(zero, channels, count)
+    if element == EXACT and w_step == size and side > 0:
+        for c in range(0, channels, side):
+            c_at = min(c, channels - side)  # the last squares overlap those before them
+            for m in range(0, count, side):
+                at = min(m, count - side)
                 square = source + c_at * c_step + at * w_step
-                for row in range(lanes):
-                    ask_for(square + (lanes + row) * c_step)
-                transpose(zero, target + at * slot + c_at * size, slot, square, c_step, lanes)
+                for row in range(side):
+                    ask_for(square + (side + row) * c_step)
+                transpose(zero, side, target + at * slot + c_at * size, slot, square, c_step)
         return
     for c in range(channels):
         convert(zero, EXACT, target + c * size, slot, source + c * c_step, element, w_step, count)
@@ -104,7 +109,6 @@ def write_slots(
 ) -> None:
     """The inverse of ``read_slots``."""
     size = bytes_of(zero)
-    lanes = VECTOR_BYTES // size
     if element == EXACT and c_step == size and channels * size == slot:
         for m in range(count):
             for offset in range(0, slot, VECTOR_BYTES):
@@ -114,13 +118,14 @@ def write_slots(
         for m in range(count):
             convert(zero, element, target + m * w_step, c_step, source + m * slot, EXACT, size, channels)
         return
-    if element == EXACT and w_step == size and min(channels, count) >= lanes:
-        for c in range(0, channels, lanes):
-            c_at = min(c, channels - lanes)
-            for m in range(0, count, lanes):
-                at = min(m, count - lanes)
+    side = square_side(zero, channels, count)
+    if element == EXACT and w_step == size and side > 0:
+        for c in range(0, channels, side):
+            c_at = min(c, channels - side)
+            for m in range(0, count, side):
+                at = min(m, count - side)
                 square = source + at * slot + c_at * size
-                transpose(zero, target + c_at * c_step + at * w_step, c_step, square, slot, lanes)
+                transpose(zero, side, target + c_at * c_step + at * w_step, c_step, square, slot)
         return
     for c in range(channels):
         convert(zero, element, target + c * c_step, w_step, source + c * size, EXACT, slot, count)

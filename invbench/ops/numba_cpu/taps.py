@@ -1,8 +1,8 @@
 """The gradient of a weight whose taps are neighbours in memory, as beside channels_last images: the taps of a row of
 the window share a vector, and are written where they belong.
 
-For a position, such a vector is one of neighbouring columns of a channel, as ``columns`` packs them, times one number of
-grad_y. So no lane is lost where rows of the image are short, and the result, which is the largest of all tensors, is
+For a position, such a vector is one of neighbouring columns of a channel, as ``columns`` packs them, times one number
+of grad_y. So no lane is lost where rows of the image are short, and the result, which is the largest of all tensors, is
 written once and in order. What limits this is reaching memory in time: both grad_y and the result are asked for ahead.
 """
 
@@ -51,11 +51,11 @@ def _correlate_row(
     typing_context: Any, zero: Any, rows: Any, K: Any, x: Any, x_row: Any, x_channel: Any, grad_y: Any, grad_row: Any,
     grad_position: Any, channels: Any, positions: Any, grad_weight: Any, weight_row: Any, weight_position: Any,
 ) -> Any:  # fmt: skip
-    """grad_weight[row, position, u, v] = sum over channels of grad_y[row, position] * x[row + u, channel, position + v],
-    for so many neighbouring positions.
+    """grad_weight[row, position, u, v] = sum over channels of grad_y[row, position, channel] *
+    x[row + u, channel, position + v], for so many neighbouring positions.
 
-    rows: one of ROWS. K: one of LANES. Channels of grad_y and columns of x are neighbours, and so are all taps; a vector
-    may be read wherever x has a column that a tap meets.
+    rows: one of ROWS. K: one of LANES. Channels of grad_y and columns of x are neighbours, and so are all taps of a
+    position; a vector may be read wherever x has a column that a tap meets.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -76,16 +76,16 @@ def _correlate_row(
             lanes = LANES[K]
             vector, spare = ir.VectorType(real, lanes), lanes - K
             with count_to(builder, positions) as position:
-                sums = cells_of(builder, vector, rows, K)
-                starts = (grad_y, grad_position, grad_row, rows), (grad_weight, weight_position, weight_row, rows)
-                grad_at, weight_at, x_at = (
-                    [
-                        builder.add(builder.add(start, builder.mul(position.index, apart)), step)
-                        for step in steps(builder, row, count)
-                    ]
-                    for start, apart, row, count in (*starts, (x, constant(size), x_row, rows + K - 1))
-                )
+
+                def rows_at(first: Any, apart: Any, row_step: Any, count: int) -> list[Any]:
+                    at = builder.add(first, builder.mul(position.index, apart))
+                    return [builder.add(at, step) for step in steps(builder, row_step, count)]
+
+                grad_at = rows_at(grad_y, grad_position, grad_row, rows)
+                weight_at = rows_at(grad_weight, weight_position, weight_row, rows)
+                x_at = rows_at(x, constant(size), x_row, rows + K - 1)
                 ask_ahead(grad_at, weight_at, K * K)
+                sums = cells_of(builder, vector, rows, K)
                 with count_to(builder, channels) as channel, in_registers(builder, sums) as values:
                     offset = builder.mul(channel.index, constant(size))
                     numbers = [load(builder, real, builder.add(at, offset)) for at in grad_at]
@@ -103,7 +103,8 @@ def _correlate_row(
                         store(builder, gradient, at, u * K * size)  # the next one covers the lanes that are no taps
                     # The last one ends with the last tap, and begins with some of the row before.
                     order = [*range(K - spare, K), *range(lanes, lanes + K)]
-                    store(builder, shuffle(builder, *gradients[-2:], order), at, ((K - 1) * K - spare) * size)
+                    last = shuffle(builder, gradients[-2], gradients[-1], order)
+                    store(builder, last, at, ((K - 1) * K - spare) * size)
 
         each_size(builder, (height, window), (ROWS, LANES), emit)
         return context.get_dummy_value()
