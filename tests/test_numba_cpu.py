@@ -131,7 +131,7 @@ def test_units_of_many_groups(spec: LayerSpec, dtype: torch.dtype, channels_last
 @pytest.mark.parametrize("channels", [1, 5, 16, 19, 33])
 @pytest.mark.parametrize("K", [3, 5, 7])
 def test_gradient_of_taps_that_are_neighbours(K: int, channels: int, size: tuple[int, int], dtype: torch.dtype) -> None:
-    """Everything in channels_last, where a vector of the gradient of the weight holds taps; up to 32 channels."""
+    """Everything in channels_last, where a vector of the gradient of the weight holds taps, if a group is small."""
     spec = LayerSpec(3 * channels, K=K, G=3)
     x, weight = (t.requires_grad_() for t in inputs(spec, *size, dtype, channels_last=True))
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
@@ -139,8 +139,24 @@ def test_gradient_of_taps_that_are_neighbours(K: int, channels: int, size: tuple
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
     got = torch.autograd.grad(numba_cpu.aggregate(x, weight, spec), (x, weight), grad_y)
     wanted = torch.autograd.grad(naive.aggregate(exact[0], exact[1], spec), exact, grad_y.double())
-    for actual, reference in zip(got, wanted, strict=True):
+    (alone,) = torch.autograd.grad(numba_cpu.aggregate(x.detach(), weight, spec), weight, grad_y)
+    for actual, reference in zip((*got, alone), (*wanted, wanted[1]), strict=True):
         assert relative_error(actual, reference) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_rows_outside_the_image_take_nothing_from_a_gradient(channels_last: bool) -> None:
+    """Where a whole row of the window is outside, the weight has no gradient, not even from infinity."""
+    x, weight = inputs(LayerSpec(32, K=5, G=2), 6, 9, torch.float32, channels_last)
+    grad_y = torch.ones_like(x)
+    grad_y[0, 3, 0, 4], grad_y[1, 20, 5, 0] = float("inf"), float("nan")
+    y = numba_cpu.aggregate(x, weight.requires_grad_(), LayerSpec(32, K=5, G=2))
+    (grad_weight,) = torch.autograd.grad(y, weight, grad_y)
+    by_rows = grad_weight.unflatten(2, (5, 5))
+    assert (by_rows[0, 0, :2, :, 0, 4] == 0).all()
+    assert (by_rows[1, 1, 3:, :, 5, 0] == 0).all()
+    assert not by_rows[0, 0, 2:, :, 0, 4].isfinite().any()
+    assert not by_rows[1, 1, :3, :, 5, 0].isfinite().any()
 
 
 @pytest.mark.parametrize("advises", [True, False])

@@ -1,8 +1,9 @@
 """The backward pass: the gradients of x, of a weight that is given, and of the generator of one that is made.
 
 A unit is a strip of rows of some images, for a chunk of groups. It packs what it needs of x, scatters grad_y into its
-own sums of grad_x, and correlates grad_y with x to the gradient of the weight, a few rows at a time. Where the weight
-is made, that gradient is used up at once, in two matrix products, and never reaches memory as a whole.
+own sums of grad_x, and correlates grad_y with x to the gradient of the weight, a few rows at a time: where its taps are
+neighbours, one position after the other (``taps``), else with positions in a vector (``columns``). Where the weight is
+made, that gradient is used up at once, in two matrix products, and never reaches memory as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from invbench.ops.numba_cpu.simd import VECTOR_BYTES, bytes_of
 from invbench.ops.numba_cpu.slots import blocks_of, clear, image_rows, phase_bytes, phases_of, read_slots, write_slots
 from invbench.ops.numba_cpu.small_groups import finish_small, gives_together, scatter_small
 from invbench.ops.numba_cpu.sums import total_of
-from invbench.ops.numba_cpu.taps import correlate_taps, taps_are_neighbours
+from invbench.ops.numba_cpu.taps import correlate_taps, goes_by_taps
 
 
 @compiled
@@ -117,14 +118,14 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
     tile = offsets + job.offsets_bytes
     padded = tile + job.chunk * job.tile_bytes
     gradients = padded + (taps * pitch if job.by_columns else 0)
-    are_kept = job.grad_span or gives_together(job, zero)
+    by_taps = goes_by_taps(job, zero)
+    are_kept = job.grad_span or (not by_taps and gives_together(job, zero))
     sums = gradients + job.chunk * job.tile_bytes
     columns = sums + job.chunk * job.image_bytes
     grad_y = columns + job.chunk * job.columns_bytes
     by_position = grad_y + job.rows * job.chunk * group_channels * pitch
     strips, chunks, parts = -(-job.H_out // job.strip), -(-job.G // job.chunk), -(-job.N // job.images)
     wants_weight = job.grad_weight or job.grad_span
-    by_taps = taps_are_neighbours(job, zero)
     write_offsets(job, zero, offsets)
     if job.by_columns:
         clear(padded, taps * pitch)
@@ -143,7 +144,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                 pack_columns(job, zero, columns, n, groups, top, bottom)
             for first in range(top, bottom, job.rows):
                 last = min(first + job.rows, bottom)
-                if (wants_weight and not by_taps) or job.by_columns:
+                if (wants_weight and not by_taps) or (job.grad_x and job.by_columns):
                     pack_positions(job, zero, grad_y, n, groups, first, last)
                 if job.grad_x and job.by_columns:
                     scatter_small(job, zero, sums, padded, tile, grad_y, n, groups, top, first, last)
@@ -161,7 +162,7 @@ def run_units(job: Any, zero: Any, scratch: int) -> None:
                         correlate(job, zero, at, offsets, grad_y + channel * pitch, gradient, top, first, last)
                         if job.grad_weight and not are_kept:
                             _give(job, zero, gradient, n, g, taps, first, last)
-                if job.grad_weight and are_kept and not by_taps:
+                if job.grad_weight and are_kept:
                     _give(job, zero, gradients, n, groups.start, len(groups) * taps, first, last)
                 if job.grad_span:
                     _learn(job, zero, gradients, by_position, n, chunk, part, strip, first, last, len(groups))

@@ -1,4 +1,4 @@
-"""The gradient of the weight, with neighbouring positions in a vector: sums over channels need no sum over lanes.
+"""The gradient of any weight, with neighbouring positions in a vector: sums over channels need no sum over lanes.
 
 For this an image row is packed as [channels, columns], the columns sorted by their remainder by the stride, so that the
 columns that a tap meets at neighbouring positions are neighbours.
@@ -76,8 +76,8 @@ def correlate_tile(
 
 @inlined
 def line_bytes(job: Any) -> int:
-    """Bytes of a packed image row: the channels of a unit's groups."""
-    # An odd number of vectors, so that the rows of a window do not all fall into the same sets of a cache.
+    """Bytes of a packed image row: the channels of a unit's groups, up to an odd number of vectors, so that the rows of
+    a window do not all fall into the same sets of a cache."""
     return job.chunk * (job.C // job.G) * job.stride * job.remainder_bytes | VECTOR_BYTES
 
 
@@ -99,9 +99,9 @@ def pack_columns(job: Any, zero: Any, target: int, n: int, groups: range, top: i
     source = job.x + n * job.x_n + groups.start * (job.C // job.G) * job.x_c
     for row in range(image_rows(job, bottom - top)):
         h, at = job.stride * top - job.padding + row, target + row * line
-        clear(at, channels * channel_bytes)
         if not 0 <= h < job.H:
             continue
+        clear(at, channels * channel_bytes)
         for remainder in range(job.stride):
             start, stop = inside(job, remainder, job.stride)
             pixels = source + h * job.x_h + (remainder + job.stride * start - job.padding) * job.x_w

@@ -29,6 +29,7 @@ UNITS_PER_THREAD = 4
 # In a backward pass, where the cut may not depend on the threads, lest the sums do: units, blocks of images that have
 # sums of their own for the span, and bytes of what a unit packs for one group and for all its groups.
 BACKWARD_UNITS = 16
+UNITS_OF_GROUPS = 64  # where only longer pieces of memory speak for fewer
 PARTS = 8
 GROUP_BYTES, CHUNK_BYTES = 256 * 2**10, 512 * 2**10
 # Less work than so many multiply-adds is done before another thread is awake.
@@ -94,14 +95,14 @@ def forward_plan(problem: Problem, threads: int, r: int = 0) -> Plan:
 
 @functools.lru_cache(maxsize=1024)
 def backward_plan(
-    problem: Problem, wants_x: bool = True, taps_last: bool = False, r: int = 0, is_layer: bool = False
+    problem: Problem, *, wants_x: bool = True, taps_last: bool = False, r: int = 0, is_layer: bool = False
 ) -> Plan:
     """Of a backward pass, whose cut does not depend on the number of threads.
 
-    wants_x: whether the gradient of x is wanted. taps_last: whether groups are neighbours in a weight that is given, so
-    that units of more of them read and write longer pieces of it. r: the hidden channels where the gradients of a
-    generator are wanted, for which units of more groups and images are better: there are fewer partial sums. is_layer:
-    whether those of what makes hidden are wanted, too.
+    wants_x: whether the gradient of x is wanted. taps_last: whether groups are neighbours in the weight that is read or
+    in its gradient, of which units of more groups read and write longer pieces. r: the hidden channels where the
+    gradients of a generator are wanted, for which units of more groups and images are better: there are fewer partial
+    sums. is_layer: whether those of what makes hidden are wanted, too.
     """
     w, size = problem.window, problem.size
     by_units = -(-BACKWARD_UNITS // max(1, problem.N * problem.G))
@@ -122,7 +123,9 @@ def backward_plan(
     if r or (taps_last and not problem.by_columns):
         units = -(-problem.N // images) * strips
         group_bytes = problem.image_rows(strip) * row_bytes
-        chunk = max(chunk, min(problem.G * units // BACKWARD_UNITS, CHUNK_BYTES // group_bytes, problem.G))
+        most = problem.G * units // (BACKWARD_UNITS if r else UNITS_OF_GROUPS)
+        most = max(chunk, min(most, CHUNK_BYTES // group_bytes, problem.G))
+        chunk = -(-problem.G // -(-problem.G // most))
     values = _cut(problem, strip)
     values |= {"images": images, "chunk": chunk, "columns_bytes": problem.columns_bytes(strip)}
     tile, positions = values["tile_bytes"], problem.positions_bytes

@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
     @property
     def remainder_bytes(self) -> int:
-        """Those of a channel, with room for the vector that begins with the last."""
+        """Those of a channel, with room for a vector behind the last."""
         return whole_vectors(self.columns * self.size) + VECTOR_BYTES
 
     @property

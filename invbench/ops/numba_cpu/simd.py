@@ -17,8 +17,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# No nnan and no ninf: those would let LLVM assume NaN and infinity away. "contract" allows a fused multiply-add.
-FLAGS = ("contract", "reassoc", "nsz")
+# No nnan and no ninf: those would let LLVM assume NaN and infinity away. No reassoc: the same tile could be summed in
+# another order at another place. "contract" allows a fused multiply-add.
+FLAGS = ("contract", "nsz")
 OPTIONS: dict[str, Any] = {"fastmath": set(FLAGS), "error_model": "numpy"}
 
 
@@ -229,7 +230,8 @@ def copy_numbers(typing_context: Any, zero: Any, target: Any, source: Any, count
             offset = builder.mul(first, constant(size))
             store(builder, load(builder, kind, builder.add(source, offset)), builder.add(target, offset))
 
-        # By the largest pieces of which there is one; the last one overlaps the one before it.
+        # Of these branches one is taken, that of the largest pieces of which there is one; the last piece overlaps the
+        # one before it.
         larger = count
         for side in (*_sides(zero), 1):
             fits = builder.and_(

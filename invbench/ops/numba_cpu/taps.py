@@ -15,8 +15,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from invbench.ops.numba_cpu.columns import line_bytes
-from invbench.ops.numba_cpu.elements import EXACT
+from invbench.ops.numba_cpu.elements import EXACT, write
 from invbench.ops.numba_cpu.record import compiled, inlined
+from invbench.ops.numba_cpu.rows import met
 from invbench.ops.numba_cpu.simd import (
     REGISTERS,
     broadcast,
@@ -33,17 +34,16 @@ from invbench.ops.numba_cpu.simd import (
 )
 from invbench.ops.numba_cpu.tiles import cells_of, each_size, in_registers, steps
 
-# Lanes of a vector by taps of a row; and output rows that share what a tile loads of x: sums, factors and what is in
-# hand have to fit the registers.
+# Lanes of a vector by taps of a row (and the windows that there are tiles for); and output rows that share what a tile
+# loads of x: with whole vectors of float32, AVX-512's and AVX2's registers hold its sums.
 LANES = {3: 4, 5: 8, 7: 8}
 ROWS = (3, 2, 1) if REGISTERS == 32 else (2, 1)
-MOST_ROWS = ROWS[0]
 # Bytes of a group's channels, of more of which this is slower than whole vectors of positions are: those have no spare
 # lanes, and what they lose is lost once, whatever the number of channels.
 MOST_BYTES = 128
-# Positions by which grad_y and the gradient are asked for ahead.
-AHEAD = 4
-LINE_BYTES = 64
+# Positions by which grad_y (so many bytes of it) and the gradient are asked for ahead, by cache lines of so many bytes.
+POSITIONS_AHEAD = 4
+CACHE_LINE = 64
 
 
 @intrinsic
@@ -55,7 +55,7 @@ def _correlate_row(
     x[row + u, channel, position + v], for so many neighbouring positions.
 
     rows: one of ROWS. K: one of LANES. Channels of grad_y and columns of x are neighbours, and so are all taps of a
-    position; a vector may be read wherever x has a column that a tap meets.
+    position; a vector may be read from each column of x at which a position's taps begin.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -64,12 +64,14 @@ def _correlate_row(
         real, size = real_of(zero), element_bytes(zero)
 
         def ask_ahead(grad_at: list[Any], weight_at: list[Any], taps: int) -> None:
-            grad_ahead, weight_ahead = (builder.mul(step, constant(AHEAD)) for step in (grad_position, weight_position))
+            grad_ahead, weight_ahead = (
+                builder.mul(step, constant(POSITIONS_AHEAD)) for step in (grad_position, weight_position)
+            )
             for at in grad_at:
-                for offset in range(0, MOST_BYTES, LINE_BYTES):
+                for offset in range(0, MOST_BYTES, CACHE_LINE):
                     prefetch(builder, builder.add(at, builder.add(grad_ahead, constant(offset))), writes=False)
             for at in weight_at:
-                for offset in (*range(0, taps * size, LINE_BYTES), taps * size - 1):
+                for offset in (*range(0, taps * size, CACHE_LINE), taps * size - 1):
                     prefetch(builder, builder.add(at, builder.add(weight_ahead, constant(offset))), writes=True)
 
         def emit(rows: int, K: int) -> None:
@@ -113,13 +115,14 @@ def _correlate_row(
 
 
 @inlined
-def taps_are_neighbours(job: Any, zero: Any) -> bool:
-    """Whether the gradient of the weight can be written by ``correlate_taps``."""
+def goes_by_taps(job: Any, zero: Any) -> bool:
+    """Whether the gradient of the weight is to be made by ``correlate_taps``: it has neighbouring taps, a window that
+    there is a tile for, and few channels a group."""
     size = bytes_of(zero)
     is_exact = job.grad_weight_element == EXACT and job.y_element == EXACT
     fits = (job.K == 3 or job.K == 5 or job.K == 7) and job.stride == 1 and job.dilation == 1
     are_neighbours = job.grad_weight_t == size and job.y_c == size
-    return job.grad_weight and is_exact and fits and are_neighbours and job.C // job.G * size <= MOST_BYTES
+    return job.grad_weight != 0 and is_exact and fits and are_neighbours and job.C // job.G * size <= MOST_BYTES
 
 
 @compiled
@@ -128,14 +131,22 @@ def correlate_taps(job: Any, zero: Any, columns: int, n: int, g: int, top: int, 
 
     columns: the packed channels of the group, of the image rows that the output rows from top on meet.
     """
-    line, channels = line_bytes(job), job.C // job.G
+    row_bytes, channels = line_bytes(job), job.C // job.G
+    gradient = job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g
     i = first
     while i < last:
-        rows = min(MOST_ROWS, last - i)
+        rows = min(ROWS[0], last - i)
         _correlate_row(
-            zero, rows, job.K, columns + (i - top) * line, line, job.remainder_bytes,
+            zero, rows, job.K, columns + (i - top) * row_bytes, row_bytes, job.remainder_bytes,
             job.y + n * job.y_n + g * channels * job.y_c + i * job.y_h, job.y_h, job.y_w, channels, job.W_out,
-            job.grad_weight + n * job.grad_weight_n + g * job.grad_weight_g + i * job.grad_weight_h,
-            job.grad_weight_h, job.grad_weight_w,
+            gradient + i * job.grad_weight_h, job.grad_weight_h, job.grad_weight_w,
         )  # fmt: skip
         i += rows
+    for i in range(first, last):
+        # Rows of the window that lie outside the image are not packed: what was made of them means nothing.
+        u, end = met(job, i)
+        for begin, stop in ((0, u), (end, job.K)):
+            for j in range(job.W_out if begin < stop else 0):
+                at = gradient + i * job.grad_weight_h + j * job.grad_weight_w
+                for tap in range(begin * job.K, stop * job.K):
+                    write(EXACT, zero, zero, at + tap * bytes_of(zero))
