@@ -24,6 +24,7 @@ from torch import Tensor
 
 from invbench.ops import naive, triton_gpu
 from invbench.ops.library import Window, empty_weight
+from invbench.ops.triton_gpu import kernels, launching
 from invbench.spec import InvbenchError, LayerSpec
 
 DEVICE = "cpu" if triton_gpu.INTERPRETED else "cuda"
@@ -83,16 +84,16 @@ class Tensors:
     grad_weight: Tensor
     grad_y: Tensor
 
-    def launch(self, kernel: str, window: Window) -> triton_gpu.Launch:
+    def launch(self, kernel: str, window: Window) -> launching.Launch:
         """The launch of one kernel on these tensors."""
         if kernel == "forward":
-            return triton_gpu.forward_launch(self.x, self.weight, self.y, window)
+            return launching.forward_launch(self.x, self.weight, self.y, window)
         if kernel == "grad_x":
-            return triton_gpu.grad_x_launch(self.grad_y, self.weight, self.grad_x, window)
-        return triton_gpu.grad_weight_launch(self.grad_y, self.x, self.grad_weight, window)
+            return launching.grad_x_launch(self.grad_y, self.weight, self.grad_x, window)
+        return launching.grad_weight_launch(self.grad_y, self.x, self.grad_weight, window)
 
 
-def stage_one(build: Build) -> triton_gpu.Launch:
+def stage_one(build: Build) -> launching.Launch:
     """RedNet-50's first stage, 16 channels a group, on the meta device; not aligned: sliced from a larger image."""
     memory_format = torch.channels_last if build.layout == "channels_last" else torch.contiguous_format
     image = torch.empty(
@@ -105,7 +106,7 @@ def stage_one(build: Build) -> triton_gpu.Launch:
     return Tensors(x, weight, x, x, weight, x).launch(build.kernel, Window(build.K, 1, 1, build.K // 2))
 
 
-def compile_launch(launch: triton_gpu.Launch, target: int) -> Any:
+def compile_launch(launch: launching.Launch, target: int) -> Any:
     """Compile for a GPU that need not be there, with the argument types and specialisations of this launch."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -117,11 +118,11 @@ def compile_launch(launch: triton_gpu.Launch, target: int) -> Any:
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             signature[name], aligned = pointers[value.dtype], value.storage_offset() * value.element_size() % 16 == 0
-        elif value == 1 and name not in triton_gpu.SIZES:
+        elif value == 1 and name not in kernels.SIZES:
             constants[name], aligned = 1, False
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
-            aligned = value % 16 == 0 and name not in triton_gpu.SIZES
+            aligned = value % 16 == 0 and name not in kernels.SIZES
         if aligned:
             attributes[(names.index(name),)] = [["tt.divisibility", 16]]
     if OLD_TRITON:
@@ -279,7 +280,7 @@ def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
 
 @triton.jit
 def _positions_kernel(n_ptr, row_ptr, column_ptr, block, height, width, INDEX: triton.language.constexpr):
-    n, row, column = triton_gpu._positions(block, height, width, 16, INDEX)
+    n, row, column = kernels.positions_of(block, height, width, 16, INDEX)
     lanes = triton.language.arange(0, 16)
     triton.language.store(n_ptr + lanes, n)
     triton.language.store(row_ptr + lanes, row)
@@ -359,7 +360,7 @@ def test_refuses_a_window_beyond_32_bits() -> None:
     x = torch.empty(1, 1, 2, 2, device="meta")
     weight = torch.empty(1, 1, 9, 2, 2, device="meta")
     with pytest.raises(InvbenchError, match=r"2\*\*31; use a smaller stride"):
-        triton_gpu.forward_launch(x, weight, x, Window(3, 1, 2**30, 2**30))
+        launching.forward_launch(x, weight, x, Window(3, 1, 2**30, 2**30))
 
 
 @pytest.mark.parametrize(("kind", "words"), [("mps", "it runs on GPUs: got mps"), ("xpu", "finds no xpu device")])
