@@ -18,6 +18,8 @@ fixed order of summation and without atomics: results repeat bit for bit. Sums a
 Limits: zero padding only (the other modes read an extended image); coordinates that the window reaches, and the number
 of programs, stay below 2**31. channels_last images are loaded one channel at a time
 where C/G is odd or a memory step (C, for a dense image) is no multiple of 16.
+
+``kernels`` is what runs on the GPU, ``launching`` how the work is cut and a kernel started.
 """
 
 from __future__ import annotations
