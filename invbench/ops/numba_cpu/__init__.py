@@ -9,10 +9,10 @@ The weight is given, or made where it is used: for a few rows of one group at a 
 (a matrix product whose result stays in cache), in the forward pass and again in the backward pass. The hidden
 channels of a whole layer are computed here, too: one launch a pass.
 
-``simd`` knows the processor's vectors, ``tiles``, ``taps`` and ``matmul`` the inner loops, ``slots`` and ``columns``
-the layouts that they read, ``kernels`` and ``backward`` the loops around them, ``hidden`` and ``norm`` what a layer
-does before, ``problem`` the sizes of a call, ``jobs`` how its work is cut for threads and caches, ``running`` how a
-kernel is compiled, cached and run, ``pages`` where large results lie.
+``simd`` knows the processor's vectors, ``moves`` moves numbers by them; ``tiles``, ``taps`` and ``matmul`` are the
+inner loops, ``slots`` and ``columns`` the layouts that they read, ``kernels`` and ``backward`` the loops around them,
+``hidden`` and ``norm`` what a layer does before, ``problem`` the sizes of a call, ``jobs`` how its work is cut for
+threads and caches, ``running`` how a kernel is compiled, cached and run, ``pages`` where large results lie.
 
 Channels of a group that are neighbours in a vector are what makes this fast: a position's weight is one number for all
 of them. So channels_last images are read and written where they lie; other layouts and 16-bit numbers are converted a

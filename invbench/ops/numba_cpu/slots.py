@@ -10,17 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from invbench.ops.numba_cpu.elements import BFLOAT16, EXACT, FLOAT16, read, write
+from invbench.ops.numba_cpu.moves import copy_numbers, square_side, transpose
 from invbench.ops.numba_cpu.record import compiled, inlined
-from invbench.ops.numba_cpu.simd import (
-    VECTOR_BYTES,
-    ask_for,
-    bytes_of,
-    clear_vector,
-    copy_numbers,
-    copy_vector,
-    square_side,
-    transpose,
-)
+from invbench.ops.numba_cpu.simd import VECTOR_BYTES, ask_for, bytes_of, clear_vector, copy_vector
 from invbench.ops.numba_cpu.tiles import AHEAD
 
 
