@@ -1,0 +1,452 @@
+"""What is said of compiled kernels and of their traffic, against listings and kernels whose numbers are known."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from invbench.ops import triton_gpu
+from invbench.ops.library import Window, empty_weight
+from invbench.ops.triton_gpu import compiling, inspection, sass, traffic
+from invbench.ops.triton_gpu.launching import Launch, forward_launch
+from invbench.spec import InvbenchError
+
+needs_interpreter = pytest.mark.skipif(not triton_gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+def listing(text: str) -> str:
+    """A listing as nvdisasm prints it, from lines with a label or an instruction each."""
+    lines, address = ["\t.section\t.text.kernel", '        .other          kernel,@"STO_CUDA_ENTRY STV_DEFAULT"'], 0
+    for line in map(str.strip, text.strip().splitlines()):
+        if line.endswith(":"):
+            lines.append(line)
+        else:
+            lines.append(f"        /*{address:04x}*/                   {line} ;")
+            address += 16
+    return "\n".join(lines)
+
+
+STRAIGHT = "LDC R1, c[0x0][0x28]\n @!P0 LDG.E.128 R4, desc[UR4][R2.64]\n @P4 EXIT\n STG.E [R2.64], R4\n EXIT"
+# What stands behind the last exit in every kernel.
+PADDING = "\n.L_x_90:\nBRA `(.L_x_90)\nNOP\nNOP\n.L_x_91:"
+LOOP = "MOV R0, R1\n.L_x_0:\nFFMA R0, R0, R0, R0\nFFMA R0, R0, R0, R0\n@P0 BRA `(.L_x_0)\nEXIT"
+NESTED = """
+    MOV R0, R1
+    .L_x_0:
+    IADD3 R0, R0, 0x1, RZ
+    .L_x_1:
+    FFMA R0, R0, R0, R0
+    @P0 BRA `(.L_x_1)
+    STG.E [R2.64], R0
+    BRA.U UP0, `(.L_x_0)
+    EXIT
+"""
+WHILE = """
+    MOV R0, R1
+    .L_x_0:
+    ISETP.GE.AND P0, PT, R0, R1, PT
+    @P0 BRA `(.L_x_1)
+    FFMA R0, R0, R0, R0
+    BRA `(.L_x_0)
+    .L_x_1:
+    EXIT
+"""
+BREAK = """
+    .L_x_0:
+    FFMA R0, R0, R0, R0
+    @P1 EXIT
+    FFMA R0, R0, R0, R0
+    FFMA R0, R0, R0, R0
+    @P0 BRA `(.L_x_0)
+    EXIT
+"""
+BRANCH = """
+    @P0 BRA `(.L_x_0)
+    MOV R0, R1
+    MOV R0, R1
+    MOV R0, R1
+    BRA `(.L_x_1)
+    .L_x_0:
+    MOV R0, R1
+    .L_x_1:
+    EXIT
+"""
+DIVISION = """
+    @P0 BRA `(.L_x_0)
+    CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)
+    .L_x_0:
+    CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)
+    EXIT
+    $__internal_0_$__cuda_sm20_div_s64:
+    MUFU.RCP R0, R0
+    IMAD R0, R0, R0, R0
+    RET.REL.NODEC R10 `(kernel)
+"""
+# So do compilers for sm_80 end a loop.
+LEFT_BY_CALL = """
+    .L_x_0:
+    FFMA R0, R0, R0, R0
+    @!P4 CALL.REL.NOINC `(.L_x_1)
+    BRA `(.L_x_0)
+    .L_x_1:
+    EXIT
+"""
+# A barrier is waited for in one block of code behind the end of the loop that it is waited for in.
+WAIT_AT_THE_END = """
+    .L_x_0:
+    FFMA R0, R0, R0, R0
+    SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R0], R1
+    @!P1 BRA `(.L_x_1)
+    .L_x_2:
+    @P0 BRA `(.L_x_0)
+    EXIT
+    .L_x_1:
+    SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R0], R1
+    @!P1 BRA `(.L_x_1)
+    BRA `(.L_x_2)
+"""
+PARTED = """
+    BRA.DIV UR4, `(.L_x_1)
+    SHFL.BFLY PT, R0, R0, 0x1, 0x1f
+    .L_x_0:
+    EXIT
+    .L_x_1:
+    WARPSYNC.COLLECTIVE R1, `(.L_x_2)
+    SHFL.BFLY P0, R0, R0, 0x1, 0x1f
+    .L_x_2:
+    BRA `(.L_x_0)
+"""
+RECONVERGING = """
+    BSSY.RECONVERGENT B0, `(.L_x_1)
+    @P0 BRA `(.L_x_0)
+    MOV R0, R1
+    BSYNC.RECONVERGENT B0
+    .L_x_0:
+    MOV R0, R1
+    MOV R0, R1
+    BSYNC.RECONVERGENT B0
+    .L_x_1:
+    EXIT
+"""
+TRAPPED = """
+    @P0 BRA `(.L_x_0)
+    EXIT
+    .L_x_0:
+    MOV R0, R1
+    MOV R0, R1
+    BPT.TRAP 0x1
+    .L_x_1:
+    BRA `(.L_x_1)
+"""
+TABLE = """
+    BRX R2 -0x10 (*"BRANCH_TARGETS .L_x_0,.L_x_1"*)
+    .L_x_0:
+    MOV R0, R1
+    .L_x_1:
+    EXIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "trips", "executed"),
+    [
+        pytest.param(STRAIGHT, (), 5, id="straight"),
+        pytest.param(LOOP, (7,), 1 + 7 * 3 + 1, id="loop"),
+        pytest.param(LOOP, (0.5,), 1 + 0.5 * 3 + 1, id="half-the-programs-loop"),
+        pytest.param(NESTED, (3, 5), 1 + 3 * (1 + 5 * 2 + 2) + 1, id="nested"),
+        pytest.param(WHILE, (4,), 1 + 3 * 4 + 2 + 1, id="condition-first"),
+        pytest.param(BREAK, (3,), 3 * 5 + 1, id="exit-in-a-loop"),
+        pytest.param(BRANCH, (), 1 + 4 + 1, id="longer-branch"),
+        pytest.param(DIVISION, (), 1 + 1 + 3 + 1 + 3 + 1, id="subroutine"),
+        pytest.param(LEFT_BY_CALL, (4,), 3 * 3 + 2 + 1, id="left-by-call"),
+        pytest.param(WAIT_AT_THE_END, (2, 1), 2 * (3 + 2 + 1 + 1) + 1, id="wait-at-the-end"),
+        pytest.param(PARTED, (), 3, id="lanes-that-never-part"),
+        pytest.param(RECONVERGING, (), 2 + 3 + 1, id="reconverging"),
+        pytest.param(TRAPPED, (), 2, id="trap"),
+        pytest.param(TABLE, (), 3, id="jump-table"),
+    ],
+)
+def test_executed_instructions(text: str, trips: tuple[float, ...], executed: float) -> None:
+    assert sass.executed_instructions(listing(text + PADDING), trips) == executed
+
+
+def test_begins_at_the_entry() -> None:
+    """Subroutines may stand before the kernel."""
+    before = "$helper:\n/*0000*/ MOV R0, R1 ;\n/*0010*/ RET.REL.NODEC R10 `(kernel) ;\n"
+    assert sass.executed_instructions(before + listing("CALL.REL.NOINC `($helper)\nEXIT"), ()) == 4
+
+
+@pytest.mark.parametrize("trips", [(), (1, 2)])
+def test_refuses_too_few_or_many_trip_counts(trips: tuple[float, ...]) -> None:
+    with pytest.raises(InvbenchError, match=rf"a trip count for each loop.*\(0x10\): got {len(trips)}"):
+        sass.executed_instructions(listing(LOOP), trips)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "got no instruction"),
+        ("BRX R2 -0x10\nEXIT", "it names no label"),
+        ("MOV R0, R1\nRET.REL.NODEC R10 `(kernel)", "its entry returns"),
+        (
+            "@P0 BRA `(.L_x_1)\n.L_x_0:\nMOV R0, R1\n.L_x_1:\n@P0 BRA `(.L_x_0)\nEXIT",
+            "a loop that is entered in two places",
+        ),
+    ],
+)
+def test_refuses_what_it_cannot_follow(text: str, words: str) -> None:
+    with pytest.raises(InvbenchError, match=words):
+        sass.executed_instructions(listing(text), ())
+
+
+def test_instruction_mix() -> None:
+    assert sass.instruction_mix(listing(DIVISION + PADDING)) == {
+        "BRA": 1, "CALL": 2, "EXIT": 1, "MUFU": 1, "IMAD": 1, "RET": 1,
+    }  # fmt: skip
+
+
+def test_thread_instructions() -> None:
+    assert inspection.thread_instructions(1000, num_warps=4, pairs=64) == 2000
+
+
+@triton.jit
+def straight_kernel(x_ptr, y_ptr, n):
+    lanes = tl.program_id(0) * 128 + tl.arange(0, 128)
+    tl.store(y_ptr + lanes, tl.load(x_ptr + lanes, mask=lanes < n) * 2, mask=lanes < n)
+
+
+@triton.jit
+def loop_kernel(x_ptr, y_ptr, n):
+    lanes = tl.arange(0, 128)
+    total = 0.0
+    for k in tl.range(0, n, num_stages=1):
+        total += tl.sum(tl.load(x_ptr + k * 128 + lanes), 0)  # its barrier keeps the loop from being unrolled
+    tl.store(y_ptr, total)
+
+
+@triton.jit
+def nested_kernel(x_ptr, y_ptr, n):
+    lanes = tl.arange(0, 128)
+    for k in tl.range(0, n, num_stages=1):
+        total = 0.0
+        for m in tl.range(0, k, num_stages=1):
+            total += tl.sum(tl.load(x_ptr + (k + m) * 128 + lanes), 0)
+        tl.store(y_ptr + k, tl.exp(total))
+
+
+@triton.jit
+def branch_kernel(x_ptr, y_ptr, n):
+    lanes = tl.arange(0, 128)
+    x = tl.load(x_ptr + lanes)
+    if n > 5:
+        x = x + tl.sum(x, 0)
+    tl.store(y_ptr + lanes, x)
+
+
+@triton.jit(do_not_specialize=["n"])
+def staged_kernel(x_ptr, y_ptr, n):
+    tile = tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    total = tl.zeros([64, 64], tl.float32)
+    for k in range(n):
+        x = tl.load(x_ptr + k * 4096 + tile)
+        total = tl.dot(x, x, total)
+    tl.store(y_ptr + tile, total)
+
+
+KERNELS = {
+    "straight": straight_kernel,
+    "loop": loop_kernel,
+    "nested": nested_kernel,
+    "branch": branch_kernel,
+    "staged": staged_kernel,
+}
+
+
+@dataclass(frozen=True)
+class StagedLaunch(Launch):
+    """A launch that says how deep its loops are pipelined."""
+
+    num_stages: int = 1
+
+
+def code_of_case(case: tuple[str, str, compiling.Target]) -> inspection.Code:
+    """Compile a kernel on float32, or on what the case says."""
+    name, variant, target = case
+    dtype = torch.bfloat16 if name == "staged" else torch.float32
+    x, y = torch.empty(2**20, dtype=dtype, device="meta"), torch.empty(2**20, device="meta")
+    arguments = {"unaligned": (x[1:], y, 3), "large": (x, y, 2**40)}.get(variant, (x, y, 3))
+    stages = int(variant) if variant.isdigit() else 1
+    return inspection.code_of(StagedLaunch(KERNELS[name], 1, arguments, {}, 4, stages), target)
+
+
+CASES = [
+    *((name, "", target) for name in ("straight", "loop", "nested", "branch") for target in compiling.TARGETS),
+    ("straight", "unaligned", 90),
+    *(("staged", stages, 80) for stages in ("1", "3")),
+]
+if compiling.OLD_TRITON:  # its assembler does not know sm_100
+    CASES = [case for case in CASES if case[2] != 100]
+
+
+@pytest.fixture(scope="module")
+def codes() -> dict[Any, inspection.Code]:
+    return dict(zip(CASES, compiling.in_compilers(code_of_case, CASES), strict=True))
+
+
+NVIDIA = [target for target in compiling.TARGETS if isinstance(target, int) and ("loop", "", target) in CASES]
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_counts_what_compilers_write(target: int, codes: dict[Any, inspection.Code]) -> None:
+    """With one trip for each loop, all code that is reached runs once; more trips repeat their loops only."""
+    for name, loops in (("straight", 0), ("loop", 1), ("branch", 0)):
+        code = codes[name, "", target]
+        assert inspection.executed_instructions(code, (1,) * loops) == inspection.instruction_mix(code).total()
+    loop, nested = codes["loop", "", target], codes["nested", "", target]
+    body = inspection.executed_instructions(loop, (2,)) - inspection.executed_instructions(loop, (1,))
+    # Five steps of the butterfly among 32 lanes, two among 4 warps.
+    assert 7 + 7 < body < inspection.instruction_mix(loop).total()
+    assert inspection.executed_instructions(loop, (101,)) == inspection.executed_instructions(loop, (1,)) + 100 * body
+    once, outer, inner, both = (
+        inspection.executed_instructions(nested, trips) for trips in ((1, 1), (2, 1), (1, 2), (2, 2))
+    )
+    assert both - outer == 2 * (inner - once)
+    assert inner - once < outer - once
+
+
+def test_reads_the_mix(codes: dict[Any, inspection.Code]) -> None:
+    mix = inspection.instruction_mix(codes["loop", "", 90])
+    assert (mix["SHFL"], mix["LDG"], mix["STG"]) == (7, 1, 1)
+    assert inspection.instruction_mix(codes["staged", "1", 80])["HMMA"] > 0
+
+
+@pytest.mark.parametrize("target", [t for t in compiling.TARGETS if t in NVIDIA or isinstance(t, str)])
+def test_reads_the_resources(target: compiling.Target, codes: dict[Any, inspection.Code]) -> None:
+    straight, loop = codes["straight", "", target], codes["loop", "", target]
+    assert 0 < straight.registers <= 64
+    assert not straight.spills
+    assert straight.shared_bytes == 0
+    assert loop.shared_bytes > 0
+    assert loop.num_warps == 4
+    assert bool(straight.sass) == (target in NVIDIA)
+
+
+def test_stages_are_the_launchs(codes: dict[Any, inspection.Code]) -> None:
+    assert codes["staged", "3", 80].shared_bytes > codes["staged", "1", 80].shared_bytes
+    assert codes["staged", "3", 80].wide_accesses > 0
+
+
+def specialisation(arguments: tuple[Any, ...], backend: str) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
+    """Types, constants and attributes of a launch with these arguments."""
+    source = compiling.source_of(Launch(staged_kernel, 1, arguments, {}, 4), backend)
+    return source.signature, source.constants, source.attrs
+
+
+def specialise_some(_: None) -> list[Any]:
+    x = torch.empty(2**10, device="meta")
+    huge = torch.empty(2**30, device="meta")
+    return [
+        specialisation((x, x[1:], 1), "cuda"),
+        specialisation((x, None, 2**31), "cuda"),
+        specialisation((x, huge, 16), "hip"),
+    ]
+
+
+@pytest.mark.skipif(compiling.OLD_TRITON, reason="it keeps attributes in a class of its own")
+def test_specialises_as_triton_does() -> None:
+    [[near, nothing, amd]] = compiling.in_compilers(specialise_some, [None])
+    aligned = [["tt.divisibility", 16]]
+    assert near == ({"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {}, {(0,): aligned})
+    assert nothing == ({"x_ptr": "*fp32", "y_ptr": "constexpr", "n": "i64"}, {(1,): None}, {(0,): aligned})
+    assert amd[2] == {(0,): [*aligned, ["tt.pointer_range", 32]], (1,): aligned}
+
+
+@needs_interpreter
+def test_interpreted_kernels_are_not_compiled() -> None:
+    x = torch.empty(128, device="meta")
+    with pytest.raises(InvbenchError, match="unset TRITON_INTERPRET"):
+        compiling.compile_launch(Launch(straight_kernel, 1, (x, x, 3), {}, 4), 90)
+
+
+def taps_inside(size: int, window: Window) -> int:
+    """Pairs of an output coordinate and a tap that lands inside an image of this size."""
+    outputs = range(math.ceil(size / window.stride))
+    taps = range(window.K)
+    return sum(0 <= i * window.stride + u * window.dilation - window.padding < size for i in outputs for u in taps)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "G", "window", "dtype"),
+    [
+        ((2, 6, 5, 4), 2, Window(3, 1, 1, 1), torch.float32),
+        ((1, 4, 7, 3), 4, Window(5, 2, 1, 2), torch.bfloat16),
+        ((3, 3, 4, 4), 1, Window(3, 1, 2, 2), torch.float64),
+    ],
+)
+def test_counts_the_traffic(
+    shape: tuple[int, ...], G: int, window: Window, dtype: torch.dtype, channels_last: bool
+) -> None:
+    """x is asked for wherever a tap lies inside it, the weight once for each block of channels, y is written once."""
+    N, C, H, W = shape
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.zeros(shape, dtype=dtype).to(memory_format=memory_format)
+    y = torch.zeros(N, C, math.ceil(H / window.stride), math.ceil(W / window.stride), dtype=dtype)
+    y = y.to(memory_format=memory_format)
+    weight = empty_weight(y, G, window.K**2, channels_last).zero_()
+    counted = traffic.requested_bytes(forward_launch(x, weight, y, window))
+    assert counted.loaded == {
+        "x_ptr": N * C * taps_inside(H, window) * taps_inside(W, window) * x.element_size(),
+        "weight_ptr": weight.nbytes,
+    }
+    assert counted.stored == {"y_ptr": y.nbytes}
+
+
+@triton.jit
+def count_kernel(x_ptr, y_ptr, ATOMIC: tl.constexpr):
+    x = tl.load(x_ptr)
+    if ATOMIC:
+        tl.atomic_add(y_ptr, x)
+    else:
+        tl.store(y_ptr + tl.arange(0, 8), x + tl.load(x_ptr + tl.arange(0, 8)))
+
+
+@needs_interpreter
+def test_traffic_beside_the_tensors_shows() -> None:
+    x, y = torch.zeros(8, dtype=torch.int32), torch.zeros(16, dtype=torch.int16)
+    with traffic.counted_traffic({"x": x[:2], "y": y[2:]}) as counted:
+        count_kernel[(2,)](x, y, False)
+    count_kernel[(1,)](x, y, False)  # no longer counted
+    assert counted.loaded == {"x": 2 * (4 + 8), traffic.ELSEWHERE: 2 * 24}
+    assert counted.stored == {"y": 2 * 12, traffic.ELSEWHERE: 2 * 4}
+    with pytest.raises(Exception, match="the traffic of atomics is not counted"):
+        traffic.requested_bytes(Launch(count_kernel, 1, (x, x), {"ATOMIC": True}, 4))
+
+
+def test_prints_what_is_shipped() -> None:
+    """From a process whose kernels are interpreted, and with nowhere to write but temporary files."""
+    command = [sys.executable, "-W", "error", "-m", "invbench.ops.triton_gpu.inspection", "--target", "90", "gfx942"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "HOME": "/nonexistent"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
+    command += ["--dtype", "bfloat16", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [inspection.Row(**row) for row in json.loads(done.stdout)]
+    assert len(rows) == len(inspection.SHIPPED) * len(inspection.STAGES) * 2
+    for row in rows:
+        assert row.spilled_bytes == 0
+        # A pair's multiply-adds alone are 49 taps of 16 channels.
+        assert row.target == "gfx942" or row.thread_instructions > 784
+    table = inspection.as_table(rows).splitlines()
+    assert table[0].split()[:2] == ["kernel", "stage"]
+    assert table[2].split()[:5] == ["forward", "channels_last", "64x56x56/4", "bfloat16", "gfx942"]
