@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import jit
 
 from invbench.ops import triton_gpu
 from invbench.ops.library import Window, empty_weight
@@ -362,12 +365,37 @@ def specialise_some(_: None) -> list[Any]:
 
 
 @pytest.mark.skipif(compiling.OLD_TRITON, reason="it keeps attributes in a class of its own")
-def test_specialises_as_triton_does() -> None:
+def test_specialises_what_launches_may_have() -> None:
     [[near, nothing, amd]] = compiling.in_compilers(specialise_some, [None])
     aligned = [["tt.divisibility", 16]]
     assert near == ({"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {}, {(0,): aligned})
     assert nothing == ({"x_ptr": "*fp32", "y_ptr": "constexpr", "n": "i64"}, {(1,): None}, {(0,): aligned})
     assert amd[2] == {(0,): [*aligned, ["tt.pointer_range", 32]], (1,): aligned}
+
+
+def differences_from_triton(backend: str) -> list[str]:
+    """Arguments of what is shipped that Triton's launcher would specialise in another way."""
+    gpu = GPUTarget("cuda", 90, 32) if backend == "cuda" else GPUTarget("hip", "gfx942", 64)
+    rules = triton.compiler.make_backend(gpu)
+    different = []
+    for shipped, stage in product(inspection.SHIPPED, inspection.STAGES):
+        launch = shipped.launch(torch.bfloat16, stage)
+        source = compiling.source_of(launch, backend)
+        parameters = [p for p in launch.kernel.params if p.name not in launch.constants]
+        for p, value in zip(parameters, launch.arguments, strict=True):
+            kind, known = jit.native_specialize_impl(
+                type(rules), value, p.is_const, not p.do_not_specialize, not p.do_not_specialize_on_alignment
+            )
+            attributes = rules.parse_attr(known) if kind != "constexpr" and known else []
+            if (kind, attributes) != (source.signature[p.name], source.attrs.get((p.num,), [])):
+                different.append(f"{shipped.name} {stage}: {p.name}={value}")
+    return different
+
+
+@pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="Triton's rules are elsewhere before 3.6")
+def test_specialises_what_is_shipped_as_triton_does() -> None:
+    backends = ["cuda", "hip"]
+    assert compiling.in_compilers(differences_from_triton, backends) == [[], []]
 
 
 @needs_interpreter

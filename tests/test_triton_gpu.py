@@ -1,20 +1,11 @@
 """What only the Triton backend can get wrong: its tiles, its addresses, and the machine code it becomes.
 
-The shared correctness matrix runs it like every other backend. Run as a script, this file compiles the kernels for
-GPUs that need not be there and prints what the code needs, as JSON: the tests start it in a process of its own,
-because a process whose kernels are interpreted cannot compile them.
+The shared correctness matrix runs it like every other backend. Kernels are compiled for GPUs that need not be there, by
+processes of their own.
 """
 
-import json
-import multiprocessing
-import os
-import re
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +15,7 @@ from torch import Tensor
 
 from invbench.ops import naive, triton_gpu
 from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import kernels, launching
+from invbench.ops.triton_gpu import compiling, inspection, kernels, launching
 from invbench.spec import InvbenchError, LayerSpec
 
 DEVICE = "cpu" if triton_gpu.INTERPRETED else "cuda"
@@ -49,7 +40,6 @@ class Build:
         return "-".join(map(str, (*vars(self).values(),)))
 
 
-OLD_TRITON = hasattr(triton.backends.compiler, "AttrsDescriptor")  # until 3.2
 BUILDS = [
     *(
         Build(kernel, dtype, layout, K)
@@ -68,7 +58,7 @@ BUILDS = [
             ("float64", 90, True),
             ("float32", 90, False),
         )
-        if target != 100 or not OLD_TRITON  # its assembler does not know sm_100
+        if target != 100 or not compiling.OLD_TRITON  # its assembler does not know sm_100
     ),
 ]
 
@@ -106,78 +96,38 @@ def stage_one(build: Build) -> launching.Launch:
     return Tensors(x, weight, x, x, weight, x).launch(build.kernel, Window(build.K, 1, 1, build.K // 2))
 
 
-def compile_launch(launch: launching.Launch, target: int) -> Any:
-    """Compile for a GPU that need not be there, with the argument types and specialisations of this launch."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
-    names = launch.kernel.arg_names
-    arguments = dict(zip([name for name in names if name not in launch.constants], launch.arguments, strict=True))
-    signature, constants, attributes = dict.fromkeys(names, "constexpr"), dict(launch.constants), {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            signature[name], aligned = pointers[value.dtype], value.storage_offset() * value.element_size() % 16 == 0
-        elif value == 1 and name not in kernels.SIZES:
-            constants[name], aligned = 1, False
-        else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-            aligned = value % 16 == 0 and name not in kernels.SIZES
-        if aligned:
-            attributes[(names.index(name),)] = [["tt.divisibility", 16]]
-    if OLD_TRITON:
-        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
-        properties = {"tt.divisibility": [index for (index,) in attributes]}
-        attributes = triton.backends.compiler.AttrsDescriptor.from_dict(
-            {"arg_properties": properties, "cls": "AttrsDescriptor"}
-        )
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": launch.num_warps})
-
-
-def resources(build: Build) -> dict[str, int]:
-    """Registers and bytes of stack a thread (spills go there), bytes of shared memory, wide loads and stores."""
-    compiled = compile_launch(stage_one(build), build.target)
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage = subprocess.run([cuobjdump, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
-    wide = len(re.findall(r"\b(?:ld|st)\.global\S*\.v\d", compiled.asm["ptx"]))
-    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "wide": wide}
+def code_of_build(build: Build) -> inspection.Code:
+    """What the compiler makes of it, without a word of warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return inspection.code_of(stage_one(build), build.target)
 
 
 @pytest.fixture(scope="module")
-def built() -> dict[str, dict[str, int]]:
-    """The resources of each of BUILDS."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
-    command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def built() -> dict[Build, inspection.Code]:
+    """The code of each of BUILDS."""
+    return dict(zip(BUILDS, compiling.in_compilers(code_of_build, BUILDS), strict=True))
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=str)
-def test_compiles_without_spilling(build: Build, built: dict[str, dict[str, int]]) -> None:
+def test_compiles_without_spilling(build: Build, built: dict[Build, inspection.Code]) -> None:
     """Every shipped configuration fits the registers, and the shared memory that any launch may have."""
-    used = built[str(build)]
-    assert used["stack"] == 0
-    assert used["registers"] <= 255
-    assert used["shared"] <= 48 * 1024
+    code = built[build]
+    assert code.spilled_bytes == 0
+    assert code.registers <= 255
+    assert code.shared_bytes <= 48 * 1024
 
 
 @pytest.mark.parametrize("build", [build for build in BUILDS if build.K == 7], ids=str)
-def test_loads_are_wide_where_aligned(build: Build, built: dict[str, dict[str, int]]) -> None:
+def test_loads_are_wide_where_aligned(build: Build, built: dict[Build, inspection.Code]) -> None:
     """Channels are loaded as vectors where they are aligned; ADJACENT never makes a vector of unaligned positions."""
-    assert (built[str(build)]["wide"] > 0) == (build.layout == "channels_last" and build.aligned)
+    assert (built[build].wide_accesses > 0) == (build.layout == "channels_last" and build.aligned)
 
 
-def test_taps_need_no_barrier_in_rednet(built: dict[str, dict[str, int]]) -> None:
+def test_taps_need_no_barrier_in_rednet(built: dict[Build, inspection.Code]) -> None:
     """At the shape that matters most, weights reach their lanes without shared memory."""
     for kernel in ("forward", "grad_x"):
-        assert built[str(Build(kernel, "bfloat16", "channels_last", 7))]["shared"] == 0
+        assert built[Build(kernel, "bfloat16", "channels_last", 7)].shared_bytes == 0
 
 
 def random_aggregate(
@@ -371,8 +321,3 @@ def test_says_why_it_cannot_run(kind: str, words: str) -> None:
     assert reason is not None
     assert words in reason
     assert "TRITON_INTERPRET=1" in reason
-
-
-if __name__ == "__main__":
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        sys.stdout.write(json.dumps(dict(zip(map(str, BUILDS), pool.map(resources, BUILDS, chunksize=4), strict=True))))

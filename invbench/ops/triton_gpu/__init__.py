@@ -20,6 +20,8 @@ of programs, stay below 2**31. channels_last images are loaded one channel at a 
 where C/G is odd or a memory step (C, for a dense image) is no multiple of 16.
 
 ``kernels`` is what runs on the GPU, ``launching`` how the work is cut and a kernel started.
+``compiling`` and ``inspection`` (with ``sass``) say what a launch is compiled to, ``traffic`` what it asks of memory;
+running imports none of them.
 """
 
 from __future__ import annotations
