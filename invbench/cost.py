@@ -107,12 +107,18 @@ def held_bytes(subject: str, backend: str, case: Case) -> int:
     border = 2 * s.padding if extended else 0
     images = case.N * s.C * (case.H + border) * (case.W + border) + case.positions * s.C
     elements = images + WORK[subject, case.scope](s).params
-    makes_weight_on_the_way = case.scope is Scope.LAYER and backend in BACKENDS and BACKENDS[backend].fused
-    if subject == "involution" and not makes_weight_on_the_way:
+    if subject == "involution" and not _makes_weight_on_the_way(backend, case):
         elements += case.positions * s.taps * s.G
         if backend == "unfold":
             elements += 2 * case.positions * s.C * s.taps
     return passes * elements * e
+
+
+def _makes_weight_on_the_way(backend: str, case: Case) -> bool:
+    fused = BACKENDS[backend].fused if backend in BACKENDS else None
+    if case.scope is not Scope.LAYER or fused is None:
+        return False
+    return not fused.refusal(case.layer, case.dtype, case.layer.hidden_channels, case.H, case.W)
 
 
 def reference_bytes(case: Case) -> int:

@@ -20,7 +20,8 @@ from triton.runtime import jit
 from invbench.ops import triton_gpu
 from invbench.ops.library import Window, empty_weight
 from invbench.ops.triton_gpu import compiling, inspection, sass, traffic
-from invbench.ops.triton_gpu.launching import Launch, forward_launch
+from invbench.ops.triton_gpu.aggregate_launching import forward_launch
+from invbench.ops.triton_gpu.launching import Launch
 from invbench.spec import InvbenchError
 
 needs_interpreter = pytest.mark.skipif(not triton_gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from invbench.ops import naive, triton_gpu
 from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import compiling, inspection, kernels, launching
+from invbench.ops.triton_gpu import aggregate_kernels, aggregate_launching, compiling, inspection
+from invbench.ops.triton_gpu.launching import Launch
 from invbench.spec import InvbenchError, LayerSpec
 
 DEVICE = "cpu" if triton_gpu.INTERPRETED else "cuda"
@@ -74,16 +75,16 @@ class Tensors:
     grad_weight: Tensor
     grad_y: Tensor
 
-    def launch(self, kernel: str, window: Window) -> launching.Launch:
+    def launch(self, kernel: str, window: Window) -> Launch:
         """The launch of one kernel on these tensors."""
         if kernel == "forward":
-            return launching.forward_launch(self.x, self.weight, self.y, window)
+            return aggregate_launching.forward_launch(self.x, self.weight, self.y, window)
         if kernel == "grad_x":
-            return launching.grad_x_launch(self.grad_y, self.weight, self.grad_x, window)
-        return launching.grad_weight_launch(self.grad_y, self.x, self.grad_weight, window)
+            return aggregate_launching.grad_x_launch(self.grad_y, self.weight, self.grad_x, window)
+        return aggregate_launching.grad_weight_launch(self.grad_y, self.x, self.grad_weight, window)
 
 
-def stage_one(build: Build) -> launching.Launch:
+def stage_one(build: Build) -> Launch:
     """RedNet-50's first stage, 16 channels a group, on the meta device; not aligned: sliced from a larger image."""
     memory_format = torch.channels_last if build.layout == "channels_last" else torch.contiguous_format
     image = torch.empty(
@@ -230,7 +231,7 @@ def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
 
 @triton.jit
 def _positions_kernel(n_ptr, row_ptr, column_ptr, block, height, width, INDEX: triton.language.constexpr):
-    n, row, column = kernels.positions_of(block, height, width, 16, INDEX)
+    n, row, column = aggregate_kernels.positions_of(block, height, width, 16, INDEX)
     lanes = triton.language.arange(0, 16)
     triton.language.store(n_ptr + lanes, n)
     triton.language.store(row_ptr + lanes, row)
@@ -310,7 +311,7 @@ def test_refuses_a_window_beyond_32_bits() -> None:
     x = torch.empty(1, 1, 2, 2, device="meta")
     weight = torch.empty(1, 1, 9, 2, 2, device="meta")
     with pytest.raises(InvbenchError, match=r"2\*\*31; use a smaller stride"):
-        launching.forward_launch(x, weight, x, Window(3, 1, 2**30, 2**30))
+        aggregate_launching.forward_launch(x, weight, x, Window(3, 1, 2**30, 2**30))
 
 
 @pytest.mark.parametrize(("kind", "words"), [("mps", "it runs on GPUs: got mps"), ("xpu", "finds no xpu device")])

@@ -14,9 +14,10 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from invbench.spec import DTYPES, LayerSpec
+from invbench.spec import DTYPES, PADDING_MODES, LayerSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +36,48 @@ class Implementation(Protocol):
         """y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out], already validated."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fusing:
+    """For which layers a backend makes the weight where it is used, so that it never reaches memory.
+
+    K, stride, hidden_channels, numbers (of an image [C, H, W]): the most; group_channels: the least.
+    """
+
+    dtypes: tuple[str, ...] = DTYPES
+    padding_modes: tuple[str, ...] = PADDING_MODES
+    K: float = inf
+    stride: float = inf
+    dilates_strides: bool = True
+    group_channels: int = 1
+    hidden_channels: float = inf
+    numbers: float = inf
+
+    def refusal(self, spec: LayerSpec, dtype: str, hidden_channels: int, H: int, W: int) -> str | None:
+        """Why the weight of a layer on [N, C, H, W] is made in memory, or None if it is not."""
+        for name, value, most in (
+            ("K", spec.K, self.K),
+            ("stride", spec.stride, min(self.stride, max(1, spec.K))),
+            ("hidden channels", hidden_channels, self.hidden_channels),
+            ("numbers an image", spec.C * H * W, self.numbers),
+        ):
+            if value > most:
+                return f"the fused kernels take {name} up to {most:.0f}: got {value}"
+        if self.group_channels > spec.C // spec.G:
+            return f"the fused kernels take {self.group_channels} channels a group at least: got {spec.C // spec.G}"
+        if spec.stride > 1 and spec.dilation > 1 and not self.dilates_strides:
+            return f"the fused kernels take a stride or a dilation: got {spec.stride} and {spec.dilation}"
+        for name, given, taken in (("", dtype, self.dtypes), ("padding with ", spec.padding_mode, self.padding_modes)):
+            if given not in taken:
+                return f"the fused kernels take {name}{', '.join(taken)}: got {given}"
+        return None
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # a key by identity, which costs less than a hash of all fields
 class Backend:
     """One implementation of the operator.
 
-    ``devices`` and ``dtypes`` are what it can ever run on; ``fused`` says that the generated weight never reaches
-    memory; ``automatic`` that ``backend="auto"`` may choose it. ``summary`` is one line for people.
+    ``devices`` and ``dtypes`` are what it can ever run on; ``fused`` says for which layers the generated weight never
+    reaches memory, if for any; ``automatic`` that ``backend="auto"`` may choose it. ``summary`` is one line for people.
     """
 
     name: str
@@ -49,7 +86,7 @@ class Backend:
     devices: tuple[str, ...]
     dtypes: tuple[str, ...] = DTYPES
     differentiable: bool = True
-    fused: bool = False
+    fused: Fusing | None = None
     automatic: bool = True
 
     def load(self) -> Implementation:
@@ -86,13 +123,23 @@ BACKENDS: dict[str, Backend] = {
             "invbench.ops.triton_gpu",
             "GPU kernels written in Triton",
             devices=("cuda", "xpu"),
+            fused=Fusing(
+                dtypes=("float16", "bfloat16"),
+                padding_modes=("zeros",),
+                K=15,
+                stride=2,
+                dilates_strides=False,
+                group_channels=4,
+                hidden_channels=128,
+                numbers=2**31 - 1,
+            ),
         ),
         Backend(
             "numba",
             "invbench.ops.numba_cpu",
             "parallel CPU kernels in explicit SIMD, written in Numba",
             devices=("cpu",),
-            fused=True,
+            fused=Fusing(),
         ),
         Backend(
             "compiled",

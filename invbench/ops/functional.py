@@ -56,14 +56,18 @@ def choose_backend(x: Tensor, backend: str = "auto") -> str:
     return name
 
 
-def fused_operators(x: Tensor, backend: str = "auto") -> Fused | None:
-    """The operators of the chosen backend that make the weight where it is used; None if it has none, or if
-    forward-mode differentiation is on, which they cannot do.
+def fused_operators(x: Tensor, spec: LayerSpec, hidden_channels: int, backend: str = "auto") -> Fused | None:
+    """The operators of the chosen backend that make the weight where it is used, for a layer on x [N, C, H, W]; None if
+    it has none, if they refuse the layer, or if forward-mode differentiation is on, which they cannot do.
 
     Raises BackendUnavailableError as ``choose_backend`` does.
     """
-    name = choose_backend(autocast(x), backend)
-    if not BACKENDS[name].fused or forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
+    image = autocast(x)
+    name = choose_backend(image, backend)
+    fused = BACKENDS[name].fused
+    if fused is None or forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
+        return None
+    if fused.refusal(spec, str(image.dtype).removeprefix("torch."), hidden_channels, x.shape[2], x.shape[3]):
         return None
     # Not in the protocol, which every backend fulfils, and not by a cast, at which torch.compile stops.
     operators: Fused = _LOADED[name].fused_layer  # type: ignore[attr-defined]

@@ -95,7 +95,7 @@ class Involution2d(nn.Module):
             if fixed and not torch.is_grad_enabled():
                 x = autocast(x)
                 return fused.infer(x, self.pool(x), reducer, self._generator(), self.spec)
-            if reducer.norm and (fixed or self._has_variance(x)):
+            if fused.trains_whole and reducer.norm and (fixed or self._has_variance(x)):
                 return self._differentiable(fused, x, reducer)
         hidden = self.activation(self.norm(self.reduce(self.pool(x))))  # [N, hidden, H_out, W_out]
         if fused:
@@ -115,7 +115,7 @@ class Involution2d(nn.Module):
         if not fits or min(x.shape[1:]) == 0:
             return None
         self.spec.check_size(x.shape[2], x.shape[3])
-        return fused_operators(x, self.backend)
+        return fused_operators(x, self.spec, span.in_channels, self.backend)
 
     def _reducer(self) -> Reducer | None:
         """What makes hidden, if that is a matrix product, perhaps a batch norm, and perhaps a rectifier."""

@@ -63,7 +63,7 @@ class Gradients(NamedTuple):
     bias: Tensor
 
 
-class Kernels(Protocol):
+class SpanKernels(Protocol):
     """What a kernel module implements. Tensors may have any strides; results are new and dense."""
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
@@ -72,14 +72,26 @@ class Kernels(Protocol):
     def span_backward(
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradients for x, hidden, the span and its bias; the last three in float32 at least, hidden's
-        contiguous."""
+        """The gradients for x, hidden, the span and its bias: hidden's as ``empty_grad_hidden`` makes it, those of
+        span and bias in float32 at least."""
+
+    def empty_grad_hidden(self, hidden: Tensor) -> Tensor:
+        """An uninitialised gradient of hidden [N, r, H_out, W_out]."""
+
+    def layer_inference(
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> Tensor:
+        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which
+        hidden is made; a norm has its statistics."""
+
+
+class Kernels(SpanKernels, Protocol):
+    """What a kernel module implements that trains whole layers, too."""
 
     def layer_forward(
-        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window, keeps: bool
-    ) -> tuple[Tensor, Kept | None]:
-        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which
-        hidden is made; with what the backward pass needs, if asked for: then there is a norm."""
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> tuple[Tensor, Kept]:
+        """As ``layer_inference``, with what the backward pass needs; there is a norm."""
 
     def layer_backward(
         self, grad_y: Tensor, x: Tensor, pooled: Tensor | None, kept: Kept, reducer: Reducer, generator: Generator,

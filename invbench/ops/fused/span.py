@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invbench.ops.fused.parts import Generator, Kernels, check_span, empty_y, no_derivative
+from invbench.ops.fused.parts import Generator, SpanKernels, check_span, empty_y, no_derivative
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Aggregate, Window, refuse_tangents
 from invbench.ops.registering import register
@@ -19,12 +19,12 @@ class Span:
     x [N, C, H, W], hidden [N, r, H_out, W_out], span [G*K*K, r], bias [G*K*K]; y [N, C, H_out, W_out].
     """
 
-    def __init__(self, name: str, kernels: Kernels, aggregate: Aggregate) -> None:
+    def __init__(self, name: str, kernels: SpanKernels, aggregate: Aggregate) -> None:
         self.name, self.aggregate = name, aggregate
         self._register_backward(kernels)
         self._register_forward(kernels)
 
-    def _register_forward(self, kernels: Kernels) -> None:
+    def _register_forward(self, kernels: SpanKernels) -> None:
         def span_forward(
             x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -70,7 +70,7 @@ class Span:
         grad_hidden = torch.einsum("nkhw,kr->nrhw", grads, span)
         return grad_x, grad_hidden, torch.einsum("nkhw,nrhw->kr", grads, hidden), grads.sum((0, 2, 3))
 
-    def _register_backward(self, kernels: Kernels) -> None:
+    def _register_backward(self, kernels: SpanKernels) -> None:
         def span_backward(
             grad_y: Tensor, x: Tensor, hidden: Tensor, span: Tensor, bias: Tensor,
             G: int, K: int, stride: int, dilation: int, padding: int,
@@ -86,7 +86,7 @@ class Span:
         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
             exact = torch.promote_types(x.dtype, torch.float32)
             grad_x = torch.empty_like(x, memory_format=memory_format_of(x))
-            grad_hidden = torch.empty_like(hidden, dtype=exact, memory_format=torch.contiguous_format)
+            grad_hidden = kernels.empty_grad_hidden(hidden)
             return grad_x, grad_hidden, span.new_empty(span.shape, dtype=exact), bias.new_empty(bias.shape, dtype=exact)
 
         self.span_backward = register(f"{self.name}_span_backward", span_backward, fake, no_derivative)

@@ -1,4 +1,4 @@
-"""The operators that are a whole layer: ``NAME_layer_forward``, ``NAME_layer_backward``, ``NAME_layer_inference``."""
+"""The operators that are a whole layer: ``NAME_layer_inference``, ``NAME_layer_forward``, ``NAME_layer_backward``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invbench.ops.fused.parts import Generator, Gradients, Kept, Kernels, Norm, Reducer, check_layer, no_derivative
+from invbench.ops.fused.parts import (
+    Generator,
+    Gradients,
+    Kept,
+    Kernels,
+    Norm,
+    Reducer,
+    SpanKernels,
+    check_layer,
+    no_derivative,
+)
 from invbench.ops.fused.span import Span
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window, refuse_tangents
@@ -15,20 +25,10 @@ from invbench.ops.registering import register
 from invbench.spec import InvbenchError
 
 
-class Whole:
-    """``layer_forward``, differentiable, with its backward pass, and ``layer_inference``.
+class Inference:
+    """``layer_inference``, without derivatives; the tensors are those of ``Whole``."""
 
-    x [N, C, H, W]; pooled [N, C, H_out, W_out], or None where x itself is reduced; reduce [r, C] and reduce_bias [r];
-    mean, variance, scale and shift of the norm, each [r]; span [G*K*K, r], bias [G*K*K]; y [N, C, H_out, W_out].
-    """
-
-    def __init__(self, name: str, kernels: Kernels, span: Span) -> None:
-        self.name, self.span = name, span
-        self._register_inference(kernels)
-        self._register_backward(kernels)
-        self._register_forward(kernels)
-
-    def _register_inference(self, kernels: Kernels) -> None:
+    def __init__(self, name: str, kernels: SpanKernels) -> None:
         def layer_inference(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
             variance: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, rectifies: bool,
@@ -44,7 +44,7 @@ class Whole:
             reducer, generator = Reducer(reduce, reduce_bias, norm, rectifies), Generator(span, bias, G)
             window = Window(K, stride, dilation, padding)
             check_layer(x, pooled, reducer, generator, window)
-            return kernels.layer_forward(x, pooled, reducer, generator, window, keeps=False)[0]
+            return kernels.layer_inference(x, pooled, reducer, generator, window)
 
         def fake(
             x: Tensor, pooled: Tensor, reduce: Tensor, reduce_bias: Tensor | None, mean: Tensor | None,
@@ -53,7 +53,20 @@ class Whole:
         ) -> Tensor:  # fmt: skip
             return torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x))
 
-        self.layer_inference = register(f"{self.name}_layer_inference", layer_inference, fake, no_derivative)
+        self.layer_inference = register(f"{name}_layer_inference", layer_inference, fake, no_derivative)
+
+
+class Whole:
+    """``layer_forward``, differentiable, with its backward pass.
+
+    x [N, C, H, W]; pooled [N, C, H_out, W_out], or None where x itself is reduced; reduce [r, C] and reduce_bias [r];
+    mean, variance, scale and shift of the norm, each [r]; span [G*K*K, r], bias [G*K*K]; y [N, C, H_out, W_out].
+    """
+
+    def __init__(self, name: str, kernels: Kernels, span: Span) -> None:
+        self.name, self.span = name, span
+        self._register_backward(kernels)
+        self._register_forward(kernels)
 
     def _register_forward(self, kernels: Kernels) -> None:
         def layer_forward(
@@ -67,8 +80,7 @@ class Whole:
             generator, window = Generator(span, bias, G), Window(K, stride, dilation, padding)
             reduced = x if pooled is None else pooled
             check_layer(x, reduced, reducer, generator, window)
-            y, kept = kernels.layer_forward(x, reduced, reducer, generator, window, keeps=True)
-            assert kept
+            y, kept = kernels.layer_forward(x, reduced, reducer, generator, window)
             return y, kept.raw, kept.statistics
 
         def fake(

@@ -123,7 +123,7 @@ class NumbaKernels:
         problem = _problem(x, generator.G, grad_y.shape[2:], window)
         exact = problem.exact
         grad_x = _grad_x_like(x, grad_y)
-        grad_hidden, (grad_span, grad_bias) = torch.empty(hidden.shape, dtype=exact), _like_generator(generator, exact)
+        grad_hidden, (grad_span, grad_bias) = self.empty_grad_hidden(hidden), _like_generator(generator, exact)
         if not grad_y.numel():
             return grad_x.zero_(), grad_hidden.zero_(), grad_span.zero_(), grad_bias.zero_()
         _clear_unless_covered(grad_x, problem)
@@ -137,18 +137,30 @@ class NumbaKernels:
         del kept
         return grad_x, grad_hidden, grad_span, grad_bias
 
+    def empty_grad_hidden(self, hidden: Tensor) -> Tensor:
+        """An uninitialised gradient of hidden [N, r, H_out, W_out]: contiguous, in float32 at least."""
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        return torch.empty_like(hidden, dtype=exact, memory_format=torch.contiguous_format)
+
+    def layer_inference(
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
+        return self._layer(x, pooled, reducer, generator, window, None)
+
     def layer_forward(
-        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window, keeps: bool
-    ) -> tuple[Tensor, Kept | None]:
-        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made; with
-        what a backward pass needs, if asked for."""
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> tuple[Tensor, Kept]:
+        """As ``layer_inference``, with what a backward pass needs."""
+        exact, (N, _, H, W), r = torch.promote_types(x.dtype, torch.float32), pooled.shape, reducer.weight.shape[0]
+        kept = Kept(torch.empty((N, r, H, W), dtype=exact), torch.empty((2, r), dtype=exact))
+        return self._layer(x, pooled, reducer, generator, window, kept), kept
+
+    def _layer(
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window, kept: Kept | None
+    ) -> Tensor:
         y = in_huge_pages(torch.empty_like(pooled, dtype=x.dtype, memory_format=memory_format_of(x)))
         problem, r = _problem(x, generator.G, y.shape[2:], window), reducer.weight.shape[0]
-        kept = None
-        if keeps:
-            exact = problem.exact
-            size = (problem.N, r, problem.H_out, problem.W_out)
-            kept = Kept(torch.empty(size, dtype=exact), torch.empty((2, r), dtype=exact))
         if y.numel():
             job = Job(forward_plan(problem, torch.get_num_threads(), r))
             alive = [*_put_generator(job, generator, problem), *_put_reducer(job, reducer, problem)]
@@ -157,7 +169,7 @@ class NumbaKernels:
                 job.put_values(raw=kept.raw.data_ptr(), statistics=kept.statistics.data_ptr())
             _run("forward", job, problem)
             del alive
-        return y, kept
+        return y
 
     def layer_backward(
         self, grad_y: Tensor, x: Tensor, pooled: Tensor | None, kept: Kept, reducer: Reducer, generator: Generator,
@@ -298,4 +310,4 @@ def _run(kernel: str, job: Job, problem: Problem) -> None:
 
 kernels = NumbaKernels()
 aggregate = library.Aggregate("numba", kernels)
-fused_layer = fused.Fused("numba", kernels, aggregate)
+fused_layer = fused.Fused("numba", kernels, aggregate, whole=kernels)

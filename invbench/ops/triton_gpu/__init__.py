@@ -1,25 +1,12 @@
-"""Triton kernels for GPUs: the aggregate and its two gradients, one kernel each.
+"""Triton kernels for GPUs: the aggregate, whole layers of involution, and their gradients.
 
-    y[n, c, i, j]                   = sum over (u, v)  weight[n, g(c), (u, v), i, j] * x[n, c, row(i, u), col(j, v)]
-    grad_x[n, c, r, q]              = sum over (u, v)  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
-                                      with the i and j, where there are such, that row(i, u) = r and col(j, v) = q
-    grad_weight[n, g, (u, v), i, j] = sum over c in g  grad_y[n, c, i, j] * x[n, c, row(i, u), col(j, v)]
-    row(i, u) = stride*i + dilation*u - padding        and col(j, v) likewise; x is zero outside the image
+With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). With the weight
+made where it is used, in 16 bits on the matrix units: ``span_kernels`` and the ``band`` that they stand on, ``tiling``,
+how their work is cut and what they ask of memory, and ``span_launching``. ``reduce_kernel`` makes the hidden channels
+for inference. ``launching`` is what all launches share.
 
-Layout: tensors may have any strides and are read where they lie; offsets are int64. The tile's fast axis follows the
-image that is read K*K times: channels_last puts a group's channels on neighbouring lanes (one 16-byte load brings 8
-bfloat16 channels), anything else puts positions there.
+Nothing waits for the GPU, and nothing here is CUDA's alone: a launch goes to the current stream of its tensors' device.
 
-Grid: one axis, because the others end at 65535. A program computes BLOCK_P positions, counted through the whole batch
-so that small images fill their blocks, for BLOCK_C channels of one group (grad_weight: for all channels of one group).
-The groups of one block of positions are neighbours and share cache lines. Each output is written by one program, in a
-fixed order of summation and without atomics: results repeat bit for bit. Sums are in float32, for float64 in float64.
-
-Limits: zero padding only (the other modes read an extended image); coordinates that the window reaches, and the number
-of programs, stay below 2**31. channels_last images are loaded one channel at a time
-where C/G is odd or a memory step (C, for a dense image) is no multiple of 16.
-
-``kernels`` is what runs on the GPU, ``launching`` how the work is cut and a kernel started.
 ``compiling`` and ``inspection`` (with ``sass``) say what a launch is compiled to, ``traffic`` what it asks of memory;
 running imports none of them.
 """
@@ -27,13 +14,17 @@ running imports none of them.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from invbench.ops.layout import memory_format_of
+from invbench.ops import fused
+from invbench.ops.fused import Fused, Generator, Reducer
+from invbench.ops.layout import empty_image, memory_format_of
 from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y, taps_are_last
-from invbench.ops.triton_gpu.kernels import forward_kernel
-from invbench.ops.triton_gpu.launching import forward_launch, grad_weight_launch, grad_x_launch
+from invbench.ops.triton_gpu import span_launching
+from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
+from invbench.ops.triton_gpu.launching import INTERPRETED
+from invbench.ops.triton_gpu.reduce_kernel import empty_hidden, reduce_launch
+from invbench.ops.triton_gpu.span_launching import dense, in_reach
 
 
 class TritonKernels:
@@ -69,10 +60,60 @@ class TritonKernels:
         return grad_x, self.grad_weight(grad_y, x, window, weight.shape[1], taps_are_last(weight))
 
 
-aggregate = Aggregate("triton", TritonKernels())
+class TritonSpanKernels:
+    """``fused.SpanKernels``; x and hidden in 16 bits, whose strides reach 2**31 numbers at most within an image.
 
-# How the kernels were decorated, whatever the environment says by now.
-INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
+    atomic: whether the gradients of span and bias are added up in the order in which programs finish, which is faster
+    and does not repeat bit for bit.
+    """
+
+    def __init__(self, atomic: bool = False) -> None:
+        self.atomic = atomic
+
+    def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
+        """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
+        y = fused.empty_y(x, hidden)
+        if y.numel():
+            x, hidden = in_reach(x), in_reach(hidden)
+            span_launching.forward_launch(x, hidden, dense(generator), y, window).run(x.device)
+        return y
+
+    def span_backward(
+        self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients for x, hidden, the span [G*K*K, r] and its bias, the last two in float32."""
+        grad_x = empty_grad_x(grad_y, (x.shape[2], x.shape[3]), memory_format_of(x) == torch.channels_last)
+        grad_hidden = self.empty_grad_hidden(hidden)
+        if not grad_y.numel():
+            span, bias = (torch.zeros_like(part, dtype=torch.float32) for part in (generator.span, generator.bias))
+            return grad_x.zero_(), grad_hidden.zero_(), span, bias
+        grad_y, x, hidden, generator = in_reach(grad_y), in_reach(x), in_reach(hidden), dense(generator)
+        launch, grad_span, grad_bias = span_launching.grad_span_launch(
+            grad_y, x, hidden, generator, window, self.atomic
+        )
+        launch.run(x.device)
+        span_launching.grad_x_launch(grad_y, hidden, generator, grad_x, window).run(x.device)
+        span_launching.grad_hidden_launch(grad_y, x, generator, grad_hidden, window).run(x.device)
+        if self.atomic:
+            return grad_x, grad_hidden, grad_span, grad_bias
+        return grad_x, grad_hidden, grad_span.sum((0, 1)), grad_bias.sum((0, 1))
+
+    def empty_grad_hidden(self, hidden: Tensor) -> Tensor:
+        """An uninitialised gradient of hidden [N, r, H_out, W_out] in its dtype and memory format."""
+        return empty_image(hidden, hidden.shape[2:])
+
+    def layer_inference(
+        self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
+    ) -> Tensor:
+        """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
+        hidden = empty_hidden(pooled, reducer.weight.shape[0])
+        if hidden.numel():
+            reduce_launch(pooled, reducer, hidden).run(x.device)
+        return self.span_forward(x, hidden, generator, window)
+
+
+aggregate = Aggregate("triton", TritonKernels())
+fused_layer = Fused("triton", TritonSpanKernels(), aggregate)
 
 
 def unavailable(device: str) -> str | None:

@@ -53,9 +53,8 @@ def source_of(launch: Launch, backend: str) -> Any:
     parameters = [parameter for parameter in launch.kernel.params if parameter.name not in launch.constants]
     signature = dict.fromkeys(launch.kernel.arg_names, "constexpr")
     constants, attributes = dict(launch.constants), {}
-    values: tuple[Tensor | int | None, ...] = launch.arguments
-    for parameter, value in zip(parameters, values, strict=True):
-        specialised = not parameter.do_not_specialize
+    for parameter, value in zip(parameters, launch.arguments, strict=True):
+        specialised = not parameter.do_not_specialize and not isinstance(value, float)
         if value is None or (specialised and not isinstance(value, Tensor) and value == 1):
             constants[parameter.name] = value
             continue
@@ -76,13 +75,14 @@ def source_of(launch: Launch, backend: str) -> Any:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
-def _type_of(value: Tensor | int) -> str:
+def _type_of(value: Tensor | float) -> str:
     if isinstance(value, Tensor):
         return f"*{TYPES[value.dtype]}"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    is_real = isinstance(value, float)
+    return "fp32" if is_real else "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _is_small(value: Tensor | int) -> bool:
+def _is_small(value: Tensor | float) -> bool:
     return isinstance(value, Tensor) and value.untyped_storage().nbytes() < 2**31
 
 

@@ -26,8 +26,9 @@ import triton
 
 from invbench.ops.library import Window, empty_weight
 from invbench.ops.triton_gpu import sass
+from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
 from invbench.ops.triton_gpu.compiling import TARGETS, Target, compile_launch, in_compilers
-from invbench.ops.triton_gpu.launching import Launch, forward_launch, grad_weight_launch, grad_x_launch
+from invbench.ops.triton_gpu.launching import Launch
 
 WIDE = re.compile(
     r"\b(?:ld|st)\.global\S*\.v\d|\bcp\.async\.c[ag]\.\S+ [^;]*, 0x10\b"  # PTX

@@ -1,4 +1,24 @@
-"""The aggregate and its two gradients, one kernel each."""
+"""The aggregate and its two gradients, one kernel each.
+
+    y[n, c, i, j]                   = sum over (u, v)  weight[n, g(c), (u, v), i, j] * x[n, c, row(i, u), col(j, v)]
+    grad_x[n, c, r, q]              = sum over (u, v)  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
+                                      with the i and j, where there are such, that row(i, u) = r and col(j, v) = q
+    grad_weight[n, g, (u, v), i, j] = sum over c in g  grad_y[n, c, i, j] * x[n, c, row(i, u), col(j, v)]
+    row(i, u) = stride*i + dilation*u - padding        and col(j, v) likewise; x is zero outside the image
+
+Layout: tensors may have any strides and are read where they lie; offsets are int64. The tile's fast axis follows the
+image that is read K*K times: channels_last puts a group's channels on neighbouring lanes (one 16-byte load brings 8
+bfloat16 channels), anything else puts positions there.
+
+Grid: one axis, because the others end at 65535. A program computes BLOCK_P positions, counted through the whole batch
+so that small images fill their blocks, for BLOCK_C channels of one group (grad_weight: for all channels of one group).
+The groups of one block of positions are neighbours and share cache lines. Each output is written by one program, in a
+fixed order of summation and without atomics: results repeat bit for bit. Sums are in float32, for float64 in float64.
+
+Limits: zero padding only (the other modes read an extended image); coordinates that the window reaches, and the number
+of programs, stay below 2**31. channels_last images are loaded one channel at a time
+where C/G is odd or a memory step (C, for a dense image) is no multiple of 16.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,267 @@
+"""How the work of the span kernels is cut into programs, and how many bytes of memory these ask for."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import triton
+
+from invbench.ops.library import Window
+
+LINE = 16  # columns that a program computes: two sides of a tile of matrix units
+WIDTH = 16  # channels of a unit
+SPAN_CHANNELS = 32  # hidden channels of a program of grad_span
+WARPS_EACH = 8  # warps that keep a multiprocessor busy
+
+FORWARD, GRAD_X, GRAD_HIDDEN, GRAD_SPAN = KERNELS = ("forward", "grad_x", "grad_hidden", "grad_span")
+
+# The most hidden channels with which a warp, by its number of lanes, keeps a group's span in registers or in shared
+# memory, beside what else it keeps there; with more, it would spill.
+KEPT_CHANNELS = {
+    32: {FORWARD: 64, GRAD_X: 64, GRAD_HIDDEN: 16, GRAD_SPAN: 0},
+    64: {FORWARD: 16, GRAD_X: 16, GRAD_HIDDEN: 16, GRAD_SPAN: 0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What cutting needs to know of a GPU: its multiprocessors, and the lanes of a warp."""
+
+    multiprocessors: int = 132
+    lanes: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The sizes of one aggregate whose weight is made of r hidden channels."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    H_out: int
+    W_out: int
+    G: int
+    r: int
+    window: Window
+
+    @property
+    def group_channels(self) -> int:
+        """Channels that share one weight."""
+        return self.C // self.G
+
+    @property
+    def blocks(self) -> int:
+        """Units of a group."""
+        return triton.cdiv(self.group_channels, WIDTH)
+
+    @property
+    def units(self) -> int:
+        """Units of all groups."""
+        return self.G * self.blocks
+
+    @property
+    def slots(self) -> int:
+        """Columns for the taps of a window row: a power of two above K."""
+        return max(8, triton.next_power_of_2(self.window.K + 1))
+
+    @property
+    def hidden_channels(self) -> int:
+        """r as matrix units count it: a power of two, 16 at least."""
+        return max(16, triton.next_power_of_2(self.r))
+
+    @property
+    def images(self) -> int:
+        """Images of every d-th row and column, d being the dilation."""
+        return self.N * self.window.dilation**2
+
+    def residues(self, size: int) -> list[int]:
+        """The sizes of the images of every d-th row (or column) of one of this size."""
+        d = self.window.dilation
+        return [triton.cdiv(size - first, d) for first in range(d)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program computes: ``units``, and ``rows`` of a line, of ``images`` (forward only)."""
+
+    units: int
+    rows: int
+    images: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A problem cut into tiles for one of ``KERNELS``, on a chip."""
+
+    kernel: str
+    problem: Problem
+    tile: Tile
+    chip: Chip = Chip()
+
+    @property
+    def unit_blocks(self) -> int:
+        """Blocks of units, of which a program has one; those of grad_hidden have one after the other."""
+        return self.problem.units // self.tile.units
+
+    @property
+    def margin(self) -> int:
+        """Columns by which the first line begins before the image, so that a window of stride 2 can begin with it."""
+        window = self.problem.window
+        return (window.stride - 1) * (window.K // 2 % 2) if self.kernel == GRAD_X else 0
+
+    @property
+    def lines(self) -> int:
+        """Lines side by side."""
+        columns = self.problem.W if self.kernel == GRAD_X else self.problem.W_out
+        return triton.cdiv(max(self.problem.residues(columns)) + self.margin, LINE)
+
+    @property
+    def strips(self) -> int:
+        """Strips one below the other."""
+        rows = self.problem.H if self.kernel == GRAD_X else self.problem.H_out
+        return triton.cdiv(max(self.problem.residues(rows)), self.tile.rows)
+
+    @property
+    def places(self) -> int:
+        """Strips of all lines of all images."""
+        images = triton.cdiv(self.problem.N, self.tile.images) * self.problem.window.dilation**2
+        return self.lines * self.strips * images
+
+    @property
+    def hidden_blocks(self) -> int:
+        """Blocks of hidden channels, of which a program of grad_span has one."""
+        return triton.cdiv(self.problem.r, SPAN_CHANNELS) if self.kernel == GRAD_SPAN else 1
+
+    @property
+    def keeps_span(self) -> bool:
+        """Whether a warp keeps what it needs of the span in registers."""
+        return self.problem.hidden_channels <= KEPT_CHANNELS[self.chip.lanes][self.kernel]
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program: one for each unit, or two where one alone would spill."""
+        two = self.problem.hidden_channels > 64 and self.kernel in (FORWARD, GRAD_X)
+        return self.tile.units * (2 if two else 1)
+
+    @property
+    def programs(self) -> int:
+        """Programs to launch; for grad_span those of one share."""
+        if self.kernel == GRAD_SPAN:
+            return self.unit_blocks * self.hidden_blocks
+        return self.places * (1 if self.kernel == GRAD_HIDDEN else self.unit_blocks)
+
+    def asked(self, size: int, parameter_size: int, shares: int = 1) -> Counter[str]:
+        """Bytes that a launch asks for, by tensor, each load and store counted.
+
+        size: bytes of a number of x, hidden, y and their gradients. parameter_size: of span and bias. shares: of
+        grad_span.
+        """
+        p, K = self.problem, self.problem.window.K
+        image, of_x, of_y = p.N * size, self._asked_of_x(), sum(p.residues(p.H_out)) * sum(p.residues(p.W_out))
+        taps = p.units * K * K * parameter_size  # of bias, once for each unit
+        if self.kernel == GRAD_X:
+            of_y = self._asked_for_x()
+            times = self._span_times(self.lines * p.images * sum(b - a for a, b in self._rows_for_x()))
+            written = sum(p.residues(p.H)) * sum(p.residues(p.W))
+            return Counter(
+                grad_y=image * p.C * of_y, hidden=image * p.r * of_y * self.unit_blocks, grad_x=image * p.C * written,
+                span=times * taps * p.r, bias=times * taps,
+            )  # fmt: skip
+        if self.kernel == GRAD_HIDDEN:
+            return Counter(
+                x=image * p.C * of_x, grad_y=image * p.C * of_y, grad_hidden=image * p.r * of_y,
+                span=self.places * (1 if self.keeps_span else self.tile.rows) * taps * p.r,
+            )  # fmt: skip
+        if self.kernel == GRAD_SPAN:
+            found = shares * p.units * K * K * 4
+            return Counter(
+                x=image * p.C * of_x * self.hidden_blocks, grad_y=image * p.C * of_y * self.hidden_blocks,
+                hidden=image * p.r * of_y * self.unit_blocks, grad_span=found * p.r, grad_bias=found,
+            )  # fmt: skip
+        times = self._span_times(self.lines * self.strips * p.images * self.tile.rows)
+        return Counter(
+            x=image * p.C * of_x, hidden=image * p.r * of_y * self.unit_blocks, y=image * p.C * of_y,
+            span=times * taps * p.r, bias=times * taps,
+        )  # fmt: skip
+
+    def _span_times(self, rows: int) -> int:
+        """How often the span is read: by each program, or for each of its rows."""
+        return self.places if self.keeps_span else rows
+
+    def _asked_of_x(self) -> int:
+        """Pixels of a whole image that programs with positions of y ask for, of one channel."""
+        p, stride, K = self.problem, self.problem.window.stride, self.problem.window.K
+        height, width = (self.tile.rows - 1) * stride + K, (LINE - 1) * stride + K
+        tops = [strip * self.tile.rows * stride - K // 2 for strip in range(self.strips)]
+        lefts = [line * LINE * stride - K // 2 for line in range(self.lines)]
+        rows = sum(_inside(top, top + height, size) for size in p.residues(p.H) for top in tops)
+        return rows * sum(_inside(left, left + width, size) for size in p.residues(p.W) for left in lefts)
+
+    def _asked_for_x(self) -> int:
+        """Positions of a whole y that programs with pixels of grad_x ask for, of one channel."""
+        p, stride, K = self.problem, self.problem.window.stride, self.problem.window.K
+        lefts = [(line * LINE - self.margin + K // 2 - (K - 1)) // stride for line in range(self.lines)]
+        width = triton.cdiv(LINE + K - 1, stride)
+        rows = sum(_inside(first, end, size) for size in p.residues(p.H_out) for first, end in self._rows_for_x())
+        return rows * sum(_inside(left, left + width, size) for size in p.residues(p.W_out) for left in lefts)
+
+    def _rows_for_x(self) -> list[tuple[int, int]]:
+        """The rows of y, from the first to before the second, that each strip of grad_x walks down."""
+        stride, K, rows = self.problem.window.stride, self.problem.window.K, self.tile.rows
+        tops = [strip * rows for strip in range(self.strips)]
+        return [((top + K // 2 - (K - 1)) // stride, (top + rows - 1 + K // 2) // stride + 1) for top in tops]
+
+
+def _inside(first: int, end: int, size: int) -> int:
+    """How much of [first, end) lies in [0, size)."""
+    return max(0, min(end, size) - max(first, 0))
+
+
+@functools.lru_cache(maxsize=4096)
+def default_cut(kernel: str, problem: Problem, chip: Chip) -> Cut:
+    """The cut that asks for the least bytes, as far as it keeps the multiprocessors busy.
+
+    Too few warps are taken to stretch the time in proportion.
+    """
+
+    def cost(cut: Cut) -> float:
+        warps = cut.programs * cut.num_warps
+        if kernel == GRAD_SPAN:  # shares make as many programs as are needed
+            warps *= cut.places
+        return sum(cut.asked(2, 2).values()) * max(1.0, chip.multiprocessors * WARPS_EACH / warps)
+
+    return min(cuts(kernel, problem, chip), key=cost)
+
+
+def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
+    """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
+    # Programs of many registers have few warps.
+    most = 8 if chip.lanes == 32 and kernel != GRAD_HIDDEN else 4
+    most = 2 if problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X) else most
+    choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
+    if kernel == GRAD_HIDDEN:
+        # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
+        yield Cut(kernel, problem, Tile(choices[-1], max(1, min(4, 128 // problem.hidden_channels))), chip)
+        return
+    whole = max(problem.residues(problem.H if kernel == GRAD_X else problem.H_out))
+    for units in choices:
+        rows = whole
+        while True:
+            # Strips of grad_x begin where a window of stride 2 can.
+            step = problem.window.stride if kernel == GRAD_X else 1
+            for images in (1, 2, 4, 8) if kernel == FORWARD and rows == whole else (1,):
+                yield Cut(kernel, problem, Tile(units, triton.cdiv(rows, step) * step, images), chip)
+            if rows <= max(2, problem.window.K // 2):
+                break
+            rows = triton.cdiv(rows, 2)
+
+
+def shares_of(cut: Cut) -> int:
+    """Programs among which the tiles of grad_span are shared out: as many as twice the warps that keep busy."""
+    wanted = triton.cdiv(2 * cut.chip.multiprocessors * WARPS_EACH, cut.programs * cut.num_warps)
+    # Each with as many tiles as the others, but for the last.
+    return triton.cdiv(cut.places, triton.cdiv(cut.places, wanted))
