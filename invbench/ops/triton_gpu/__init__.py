@@ -24,7 +24,7 @@ from invbench.ops.triton_gpu import span_launching
 from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
 from invbench.ops.triton_gpu.launching import INTERPRETED
 from invbench.ops.triton_gpu.reduce_kernel import empty_hidden, reduce_launch
-from invbench.ops.triton_gpu.span_launching import dense, in_reach
+from invbench.ops.triton_gpu.span_launching import dense, readable
 
 
 class TritonKernels:
@@ -61,7 +61,7 @@ class TritonKernels:
 
 
 class TritonSpanKernels:
-    """``fused.SpanKernels``; x and hidden in 16 bits, whose strides reach 2**31 numbers at most within an image.
+    """``fused.SpanKernels``; x and hidden in 16 bits.
 
     atomic: whether the gradients of span and bias are added up in the order in which programs finish, which is faster
     and does not repeat bit for bit.
@@ -74,7 +74,7 @@ class TritonSpanKernels:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
         y = fused.empty_y(x, hidden)
         if y.numel():
-            x, hidden = in_reach(x), in_reach(hidden)
+            x, hidden = readable(x), readable(hidden)
             span_launching.forward_launch(x, hidden, dense(generator), y, window).run(x.device)
         return y
 
@@ -87,7 +87,7 @@ class TritonSpanKernels:
         if not grad_y.numel():
             span, bias = (torch.zeros_like(part, dtype=torch.float32) for part in (generator.span, generator.bias))
             return grad_x.zero_(), grad_hidden.zero_(), span, bias
-        grad_y, x, hidden, generator = in_reach(grad_y), in_reach(x), in_reach(hidden), dense(generator)
+        grad_y, x, hidden, generator = readable(grad_y), readable(x), readable(hidden), dense(generator)
         launch, grad_span, grad_bias = span_launching.grad_span_launch(
             grad_y, x, hidden, generator, window, self.atomic
         )

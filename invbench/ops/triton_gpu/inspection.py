@@ -20,15 +20,21 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
+from invbench.ops.fused import Generator, Norm, Reducer
 from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import sass
-from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
+from invbench.ops.triton_gpu import aggregate_launching, sass, span_launching
 from invbench.ops.triton_gpu.compiling import TARGETS, Target, compile_launch, in_compilers
 from invbench.ops.triton_gpu.launching import Launch
+from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
+from invbench.ops.triton_gpu.span_launching import problem_of
+from invbench.ops.triton_gpu.tiling import FORWARD, GRAD_HIDDEN, GRAD_SPAN, GRAD_X, KERNELS, Chip, default_cut
+from invbench.spec import DTYPES
 
 WIDE = re.compile(
     r"\b(?:ld|st)\.global\S*\.v\d|\bcp\.async\.c[ag]\.\S+ [^;]*, 0x10\b"  # PTX
@@ -132,36 +138,98 @@ class Stage:
         return f"{self.C}x{self.H}x{self.H}/{self.G}"
 
 
+WINDOW = Window(7, 1, 1, 3)
 STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7, 32))
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A kernel as it is shipped: its ``launch`` for a dtype and a stage, and the ``trips`` of that launch's loops."""
+    """A kernel as it is shipped: its ``launch`` for a dtype, a stage and a target, and the ``trips`` of that launch's
+    loops, None where they are not known; ``dtypes`` that it takes."""
 
     name: str
-    launch: Callable[[torch.dtype, Stage], Launch]
-    trips: Callable[[Launch], Sequence[float]]
+    launch: Callable[[torch.dtype, Stage, Target], Launch]
+    trips: Callable[[Launch], Sequence[float] | None]
+    dtypes: tuple[str, ...] = DTYPES
 
 
-def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stage: Stage) -> Launch:
+def _image(stage: Stage, C: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    image = torch.empty(256, stage.C, stage.H, stage.H, dtype=dtype, device="meta", memory_format=memory_format)
-    weight, window = empty_weight(image, stage.G, 49, channels_last), Window(7, 1, 1, 3)
+    return torch.empty(256, C, stage.H, stage.H, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
+    image = _image(stage, stage.C, dtype, channels_last)
+    weight = empty_weight(image, stage.G, 49, channels_last)
     if kernel == "forward":
-        return forward_launch(image, weight, image, window)
+        return aggregate_launching.forward_launch(image, weight, image, WINDOW)
     if kernel == "grad_x":
-        return grad_x_launch(image, weight, image, window)
-    return grad_weight_launch(image, image, weight, window)
+        return aggregate_launching.grad_x_launch(image, weight, image, WINDOW)
+    return aggregate_launching.grad_weight_launch(image, image, weight, WINDOW)
 
 
-SHIPPED = tuple(
-    Configuration(
-        f"{kernel} {'channels_last' if channels_last else 'contiguous'}",
-        partial(_aggregate_launch, kernel, channels_last),
-        trips=lambda launch: (launch.constants["K"],),  # the rows of taps; a row is unrolled
-    )
-    for kernel, channels_last in product(("forward", "grad_x", "grad_weight"), (True, False))
+def _span_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
+    # What is read is in channels_last always, what is written as the layer's input was.
+    image, hidden = _image(stage, stage.C, dtype, True), _image(stage, stage.C // 4, dtype, True)
+    written = _image(stage, stage.C // 4 if kernel == GRAD_HIDDEN else stage.C, dtype, channels_last)
+    span = torch.empty(stage.G * 49, stage.C // 4, dtype=dtype, device="meta")
+    generator = Generator(span, span[:, 0].contiguous(), stage.G)
+    problem = problem_of(tuple(image.shape), tuple(image.shape), generator, WINDOW)
+    cut = default_cut(kernel, problem, Chip(304, 64) if isinstance(target, str) else Chip())
+    if kernel == FORWARD:
+        return span_launching.forward_launch(image, hidden, generator, written, WINDOW, cut)
+    if kernel == GRAD_X:
+        return span_launching.grad_x_launch(image, hidden, generator, written, WINDOW, cut)
+    if kernel == GRAD_HIDDEN:
+        return span_launching.grad_hidden_launch(image, image, generator, written, WINDOW, cut)
+    return span_launching.grad_span_launch(image, image, hidden, generator, WINDOW, cut=cut)[0]
+
+
+def _span_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
+    """A loop over images or tiles, and one over rows; over rows alone; or over blocks of units."""
+    named: dict[str, Any] = launch.named
+    if kernel == GRAD_X:
+        return (int(named["ROWS"]) + WINDOW.K - 1,)
+    if kernel == GRAD_HIDDEN:
+        return (int(named["unit_blocks"]),)
+    return int(named["IMAGES" if kernel == FORWARD else "tiles_each"]), int(named["ROWS"])
+
+
+def _reduce_launch(channels_last: bool, dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
+    hidden = _image(stage, stage.C // 4, dtype, channels_last=True)
+    weight = torch.empty(stage.C // 4, stage.C, dtype=dtype, device="meta")
+    norm = Norm(*(weight[:, 0].contiguous(),) * 4, 1e-5)
+    return reduce_launch(_image(stage, stage.C, dtype, channels_last), Reducer(weight, None, norm, True), hidden)
+
+
+SHIPPED = (
+    *(
+        Configuration(
+            f"{kernel} {'channels_last' if channels_last else 'contiguous'}",
+            partial(_aggregate_launch, kernel, channels_last),
+            trips=lambda launch: (launch.constants["K"],),  # the rows of taps; a row is unrolled
+        )
+        for kernel, channels_last in product(("forward", "grad_x", "grad_weight"), (True, False))
+    ),
+    *(
+        Configuration(
+            f"span {kernel} {'channels_last' if channels_last else 'contiguous'}",
+            partial(_span_launch, kernel, channels_last),
+            trips=partial(_span_trips, kernel),
+            dtypes=("float16", "bfloat16"),
+        )
+        for kernel, channels_last in product(KERNELS, (True, False))
+        if channels_last or kernel != GRAD_SPAN
+    ),
+    *(
+        Configuration(
+            f"reduce {'channels_last' if channels_last else 'contiguous'}",
+            partial(_reduce_launch, channels_last),
+            trips=lambda _: None,  # the compiler overlaps iterations as it likes
+            dtypes=("float16", "bfloat16"),
+        )
+        for channels_last in (True, False)
+    ),
 )
 
 
@@ -185,11 +253,11 @@ def row_of(case: tuple[str, Stage, str, Target]) -> Row:
     """What a shipped configuration, given by its name, needs at a stage, for a dtype and a target."""
     name, stage, dtype, target = case
     shipped = next(shipped for shipped in SHIPPED if shipped.name == name)
-    launch = shipped.launch(getattr(torch, dtype), stage)
-    code = code_of(launch, target)
+    launch = shipped.launch(getattr(torch, dtype), stage, target)
+    code, trips = code_of(launch, target), shipped.trips(launch)
     count = None
-    if code.sass:
-        executed = executed_instructions(code, shipped.trips(launch))
+    if code.sass and trips:
+        executed = executed_instructions(code, trips)
         count = thread_instructions(executed, code.num_warps, stage.pairs / launch.programs)
     return Row(
         name, str(stage), dtype, target, code.registers, code.spilled_bytes, code.spilled_registers,
@@ -212,13 +280,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m invbench.ops.triton_gpu.inspection", description=main.__doc__)
     as_target: dict[str, Target] = {str(target): target for target in TARGETS}
     parser.add_argument("--target", nargs="+", choices=as_target, default=list(as_target), help="GPUs (default: all)")
-    dtypes = ("bfloat16", "float16", "float32", "float64")
-    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["bfloat16", "float32"])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
+    parser.add_argument("--kernel", default="", metavar="NAME", help="those whose name begins so (default: all)")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     chosen = parser.parse_args(arguments)
     targets = [as_target[name] for name in chosen.target]
-    cases = product((shipped.name for shipped in SHIPPED), STAGES, chosen.dtype, targets)
-    rows = in_compilers(row_of, list(cases))
+    cases = [
+        (shipped.name, *case)
+        for shipped in SHIPPED
+        for case in product(STAGES, [dtype for dtype in chosen.dtype if dtype in shipped.dtypes], targets)
+        if shipped.name.startswith(chosen.kernel)
+    ]
+    if not cases:
+        parser.error(f"--kernel {chosen.kernel}: no kernel begins so; got of: {', '.join(s.name for s in SHIPPED)}")
+    rows = in_compilers(row_of, cases)
     sys.stdout.write((json.dumps([asdict(row) for row in rows], indent=1) if chosen.json else as_table(rows)) + "\n")
 
 

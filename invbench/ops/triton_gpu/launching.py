@@ -29,6 +29,12 @@ class Launch:
     num_warps: int
     num_stages: int = 3  # Triton's own default
 
+    @property
+    def named(self) -> dict[str, Tensor | float | None]:
+        """The arguments by the kernel's names for them."""
+        names = (name for name in self.kernel.arg_names if name not in self.constants)
+        return dict(zip(names, self.arguments, strict=True))
+
     def run(self, device: torch.device) -> None:
         """Queue it on the device's current stream."""
         with _device_guard(device):
