@@ -380,7 +380,7 @@ def differences_from_triton(backend: str) -> list[str]:
     rules = triton.compiler.make_backend(gpu)
     different = []
     for shipped, stage in product(inspection.SHIPPED, inspection.STAGES):
-        launch = shipped.launch(torch.bfloat16, stage)
+        launch = shipped.launch(torch.bfloat16, stage, 90 if backend == "cuda" else "gfx942")
         source = compiling.source_of(launch, backend)
         parameters = [p for p in launch.kernel.params if p.name not in launch.constants]
         for p, value in zip(parameters, launch.arguments, strict=True):
@@ -462,20 +462,50 @@ def test_traffic_beside_the_tensors_shows() -> None:
         traffic.requested_bytes(Launch(count_kernel, 1, (x, x), {"ATOMIC": True}, 4))
 
 
-def test_prints_what_is_shipped() -> None:
-    """From a process whose kernels are interpreted, and with nowhere to write but temporary files."""
-    command = [sys.executable, "-W", "error", "-m", "invbench.ops.triton_gpu.inspection", "--target", "90", "gfx942"]
+def printed(*options: str) -> list[inspection.Row]:
+    """The table's rows, from a process whose kernels are interpreted, with nowhere to write but temporary files."""
+    command = [sys.executable, "-W", "error", "-m", "invbench.ops.triton_gpu.inspection", "--json", *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "HOME": "/nonexistent"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
-    command += ["--dtype", "bfloat16", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [inspection.Row(**row) for row in json.loads(done.stdout)]
-    assert len(rows) == len(inspection.SHIPPED) * len(inspection.STAGES) * 2
+    return [inspection.Row(**row) for row in json.loads(done.stdout)]
+
+
+# Bytes of shared memory that a program may have, at most.
+SHARED = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10, "gfx942": 64 * 2**10}
+# Thread instructions for each (position, group) of the fused forward pass at RedNet-50's stages 1 to 3.
+BUDGET = dict(zip(map(str, inspection.STAGES), (2500, 5000, 5000), strict=False))
+
+
+def check_resources(rows: list[inspection.Row]) -> None:
     for row in rows:
-        assert row.spilled_bytes == 0
-        # A pair's multiply-adds alone are 49 taps of 16 channels.
-        assert row.target == "gfx942" or row.thread_instructions > 784
+        assert row.spilled_bytes == row.spilled_registers == 0, row
+        assert row.registers <= (512 if row.target == "gfx942" else 255), row
+        assert row.shared_bytes <= SHARED[row.target], row
+        if row.kernel == "span forward" and row.stage in BUDGET and row.thread_instructions is not None:
+            assert row.thread_instructions <= BUDGET[row.stage], row
+
+
+def test_what_is_shipped_fits() -> None:
+    rows = printed("--target", "90", "gfx942")
+    dtypes = ["bfloat16" in shipped.dtypes for shipped in inspection.SHIPPED]
+    assert len(rows) == sum(dtypes) * len(inspection.STAGES) * 2
+    check_resources(rows)
+    for row in rows:
+        # A pair's multiply-adds alone are 49 taps of 16 channels, where the matrix units do not make them.
+        assert row.thread_instructions is None or row.thread_instructions > 784
     table = inspection.as_table(rows).splitlines()
     assert table[0].split()[:2] == ["kernel", "stage"]
     assert table[2].split()[:5] == ["forward", "channels_last", "64x56x56/4", "bfloat16", "gfx942"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 100])
+def test_what_is_shipped_fits_other_gpus(target: int) -> None:
+    check_resources(printed("--target", str(target)))
+
+
+@pytest.mark.slow
+def test_what_is_shipped_fits_in_other_dtypes() -> None:
+    check_resources(printed("--dtype", "float16", "float32"))

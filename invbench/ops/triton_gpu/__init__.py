@@ -24,7 +24,7 @@ from invbench.ops.triton_gpu import span_launching
 from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
 from invbench.ops.triton_gpu.launching import INTERPRETED
 from invbench.ops.triton_gpu.reduce_kernel import empty_hidden, reduce_launch
-from invbench.ops.triton_gpu.span_launching import dense, readable
+from invbench.ops.triton_gpu.span_launching import dense, readable, writable
 
 
 class TritonKernels:
@@ -72,11 +72,7 @@ class TritonSpanKernels:
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
-        y = fused.empty_y(x, hidden)
-        if y.numel():
-            x, hidden = readable(x), readable(hidden)
-            span_launching.forward_launch(x, hidden, dense(generator), y, window).run(x.device)
-        return y
+        return _span_forward(x, hidden, generator, window, fused.empty_y(x, hidden))
 
     def span_backward(
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
@@ -88,12 +84,15 @@ class TritonSpanKernels:
             span, bias = (torch.zeros_like(part, dtype=torch.float32) for part in (generator.span, generator.bias))
             return grad_x.zero_(), grad_hidden.zero_(), span, bias
         grad_y, x, hidden, generator = readable(grad_y), readable(x), readable(hidden), dense(generator)
+        found_x, found_hidden = writable(grad_x), writable(grad_hidden)
         launch, grad_span, grad_bias = span_launching.grad_span_launch(
             grad_y, x, hidden, generator, window, self.atomic
         )
         launch.run(x.device)
-        span_launching.grad_x_launch(grad_y, hidden, generator, grad_x, window).run(x.device)
-        span_launching.grad_hidden_launch(grad_y, x, generator, grad_hidden, window).run(x.device)
+        span_launching.grad_x_launch(grad_y, hidden, generator, found_x, window).run(x.device)
+        span_launching.grad_hidden_launch(grad_y, x, generator, found_hidden, window).run(x.device)
+        grad_x = grad_x if found_x is grad_x else grad_x.copy_(found_x)
+        grad_hidden = grad_hidden if found_hidden is grad_hidden else grad_hidden.copy_(found_hidden)
         if self.atomic:
             return grad_x, grad_hidden, grad_span, grad_bias
         return grad_x, grad_hidden, grad_span.sum((0, 1)), grad_bias.sum((0, 1))
@@ -106,10 +105,21 @@ class TritonSpanKernels:
         self, x: Tensor, pooled: Tensor, reducer: Reducer, generator: Generator, window: Window
     ) -> Tensor:
         """y [N, C, H_out, W_out] from x [N, C, H, W] and pooled [N, C, H_out, W_out], from which hidden is made."""
-        hidden = empty_hidden(pooled, reducer.weight.shape[0])
+        image = readable(x)
+        reduced = image if pooled is x else readable(pooled)
+        hidden = empty_hidden(reduced, reducer.weight.shape[0])
         if hidden.numel():
-            reduce_launch(pooled, reducer, hidden).run(x.device)
-        return self.span_forward(x, hidden, generator, window)
+            reduce_launch(reduced, reducer, hidden).run(x.device)
+        return _span_forward(image, hidden, generator, window, fused.empty_y(x, hidden))
+
+
+def _span_forward(x: Tensor, hidden: Tensor, generator: Generator, window: Window, y: Tensor) -> Tensor:
+    """y, written."""
+    if not y.numel():
+        return y
+    found = writable(y)
+    span_launching.forward_launch(readable(x), readable(hidden), dense(generator), found, window).run(x.device)
+    return y if found is y else y.copy_(found)
 
 
 aggregate = Aggregate("triton", TritonKernels())

@@ -33,7 +33,7 @@ from invbench.ops.triton_gpu.compiling import TARGETS, Target, compile_launch, i
 from invbench.ops.triton_gpu.launching import Launch
 from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
 from invbench.ops.triton_gpu.span_launching import problem_of
-from invbench.ops.triton_gpu.tiling import FORWARD, GRAD_HIDDEN, GRAD_SPAN, GRAD_X, KERNELS, Chip, default_cut
+from invbench.ops.triton_gpu.tiling import FORWARD, GRAD_HIDDEN, GRAD_X, KERNELS, Chip, default_cut
 from invbench.spec import DTYPES
 
 WIDE = re.compile(
@@ -168,20 +168,18 @@ def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stag
     return aggregate_launching.grad_weight_launch(image, image, weight, WINDOW)
 
 
-def _span_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
-    # What is read is in channels_last always, what is written as the layer's input was.
+def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
     image, hidden = _image(stage, stage.C, dtype, True), _image(stage, stage.C // 4, dtype, True)
-    written = _image(stage, stage.C // 4 if kernel == GRAD_HIDDEN else stage.C, dtype, channels_last)
     span = torch.empty(stage.G * 49, stage.C // 4, dtype=dtype, device="meta")
     generator = Generator(span, span[:, 0].contiguous(), stage.G)
     problem = problem_of(tuple(image.shape), tuple(image.shape), generator, WINDOW)
     cut = default_cut(kernel, problem, Chip(304, 64) if isinstance(target, str) else Chip())
     if kernel == FORWARD:
-        return span_launching.forward_launch(image, hidden, generator, written, WINDOW, cut)
+        return span_launching.forward_launch(image, hidden, generator, image, WINDOW, cut)
     if kernel == GRAD_X:
-        return span_launching.grad_x_launch(image, hidden, generator, written, WINDOW, cut)
+        return span_launching.grad_x_launch(image, hidden, generator, image, WINDOW, cut)
     if kernel == GRAD_HIDDEN:
-        return span_launching.grad_hidden_launch(image, image, generator, written, WINDOW, cut)
+        return span_launching.grad_hidden_launch(image, image, generator, hidden, WINDOW, cut)
     return span_launching.grad_span_launch(image, image, hidden, generator, WINDOW, cut=cut)[0]
 
 
@@ -195,13 +193,14 @@ def _span_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
     return int(named["IMAGES" if kernel == FORWARD else "tiles_each"]), int(named["ROWS"])
 
 
-def _reduce_launch(channels_last: bool, dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
-    hidden = _image(stage, stage.C // 4, dtype, channels_last=True)
+def _reduce_launch(dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
     weight = torch.empty(stage.C // 4, stage.C, dtype=dtype, device="meta")
     norm = Norm(*(weight[:, 0].contiguous(),) * 4, 1e-5)
-    return reduce_launch(_image(stage, stage.C, dtype, channels_last), Reducer(weight, None, norm, True), hidden)
+    hidden = _image(stage, stage.C // 4, dtype, channels_last=True)
+    return reduce_launch(_image(stage, stage.C, dtype, channels_last=True), Reducer(weight, None, norm, True), hidden)
 
 
+DTYPES_16 = ("float16", "bfloat16")
 SHIPPED = (
     *(
         Configuration(
@@ -213,23 +212,15 @@ SHIPPED = (
     ),
     *(
         Configuration(
-            f"span {kernel} {'channels_last' if channels_last else 'contiguous'}",
-            partial(_span_launch, kernel, channels_last),
-            trips=partial(_span_trips, kernel),
-            dtypes=("float16", "bfloat16"),
+            f"span {kernel}",
+            partial(_span_launch, kernel),
+            partial(_span_trips, kernel),
+            dtypes=DTYPES_16,
         )
-        for kernel, channels_last in product(KERNELS, (True, False))
-        if channels_last or kernel != GRAD_SPAN
+        for kernel in KERNELS
     ),
-    *(
-        Configuration(
-            f"reduce {'channels_last' if channels_last else 'contiguous'}",
-            partial(_reduce_launch, channels_last),
-            trips=lambda _: None,  # the compiler overlaps iterations as it likes
-            dtypes=("float16", "bfloat16"),
-        )
-        for channels_last in (True, False)
-    ),
+    # The compiler overlaps the iterations of its loop as it likes.
+    Configuration("reduce", _reduce_launch, lambda _: None, DTYPES_16),
 )
 
 

@@ -34,10 +34,24 @@ def readable(image: Tensor) -> Tensor:
     """The image [N, C, H, W], or a copy in channels_last where channels are not neighbours, which costs less than to
     read them one by one, or where offsets within an image of the batch do not fit 32 bits."""
     reach = sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
-    if reach <= INT32_MAX and (image.stride(1) == 1 or image.shape[1] == 1):
+    if reach <= INT32_MAX and _channels_are_neighbours(image):
         return image
+    return _empty_channels_last(image).copy_(image)
+
+
+def writable(image: Tensor) -> Tensor:
+    """The new image [N, C, H, W], or one in channels_last to write in its place, and then to copy from."""
+    return image if _channels_are_neighbours(image) else _empty_channels_last(image)
+
+
+def _channels_are_neighbours(image: Tensor) -> bool:
+    return image.shape[1] == 1 or image.stride(1) == 1
+
+
+def _empty_channels_last(image: Tensor) -> Tensor:
+    # Not by a memory format, which keeps odd strides of dimensions of one.
     N, C, H, W = image.shape
-    return image.new_empty((N, H, W, C)).permute(0, 3, 1, 2).copy_(image)  # "contiguous" may keep odd strides
+    return image.new_empty((N, H, W, C)).permute(0, 3, 1, 2)
 
 
 def dense(generator: Generator) -> Generator:

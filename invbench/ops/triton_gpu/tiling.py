@@ -143,9 +143,10 @@ class Cut:
 
     @property
     def num_warps(self) -> int:
-        """Warps of a program: one for each unit, or two where one alone would spill."""
-        two = self.problem.hidden_channels > 64 and self.kernel in (FORWARD, GRAD_X)
-        return self.tile.units * (2 if two else 1)
+        """Warps of a program: one for each unit, or more where one alone would spill."""
+        if self.problem.hidden_channels <= 64 or self.kernel not in (FORWARD, GRAD_X):
+            return self.tile.units
+        return 4 if self.chip.lanes == 64 else 2 * self.tile.units
 
     @property
     def programs(self) -> int:
@@ -241,7 +242,8 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
     # Programs of many registers have few warps.
     most = 8 if chip.lanes == 32 and kernel != GRAD_HIDDEN else 4
-    most = 2 if problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X) else most
+    if problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
+        most = 1 if chip.lanes == 64 and kernel == GRAD_X else 2
     choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
