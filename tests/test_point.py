@@ -118,6 +118,8 @@ def test_a_few_rounds_carry_a_warning(measured: tuple[Point, list[str]]) -> None
 class FakeClock:
     """Every call takes as long as its subject's label says; ``on_sample`` sees each sample before it is taken."""
 
+    way = None
+
     def __init__(self) -> None:
         self.time = 0.0
         self.samples = itertools.count()
@@ -139,7 +141,7 @@ PEAKS = {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(server, "start", lambda backends: None)
