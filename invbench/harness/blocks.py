@@ -126,7 +126,7 @@ def measure(
             try:
                 tracks[name] = _prepared(sampler, budget, block_seconds, now)
             except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
-                failures[name] = error
+                failures[name] = error.with_traceback(None)
         started = now()
         while tracks and not _finished(tracks, bases, budget, now() - started) and not _hopeless(tracks, discarded):
             spoiled = _round(tracks, failures, order, throttling)
@@ -200,7 +200,7 @@ def _round(
             with _no_garbage_collection():
                 blocks[name] = tuple(track.sampler(track.calls) for _ in range(track.samples))
         except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
-            failures[name] = error
+            failures[name] = error.with_traceback(None)  # whose frames would keep what the subject holds
             del tracks[name]
             continue
         slowdowns[name] = throttling.between(before, throttling.look()) if throttling else Slowdown()

@@ -45,8 +45,7 @@ def _floor(timer: str, cache: str, call: str, device: torch.device, flush: Calla
         if timer == "host" and device.type == "cuda":
             clock = HostClock(lambda: torch.cuda.synchronize(device))
         timed = _one_element(device) if call == "one element" else _nothing
-        with torch.inference_mode():
-            values = [clock.sample(lambda: None, timed, 1) for _ in range(SAMPLES[cache])]
+        values = [clock.sample(lambda: None, timed, 1) for _ in range(SAMPLES[cache])]
     except Exception as error:  # noqa: BLE001 -- told as this floor's reason; the others are measured
         return Floor(timer, cache, call, None, describe_failure(error))
     return Floor(timer, cache, call, statistics.median(values))
