@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from invbench.harness.blocks import MIN_ROUNDS, Budget, Measurement, measure
+from invbench.harness.blocks import MIN_ROUNDS, MOST_SPOILED, Budget, Measurement, Slowdown, measure
 
 ENOUGH = Budget(seconds=1e9, precision=0.02, warm_up=0.5)
 NEVER = -1.0  # a precision that even equal values do not reach
@@ -348,3 +348,117 @@ def test_garbage_collection_rests_within_blocks_and_is_put_back(enabled: bool) -
         (gc.enable if was else gc.disable)()
     in_blocks = sum(map(len, found.samples["a"].blocks))
     assert seen[False] == (in_blocks if enabled else sum(seen.values()))
+
+
+# --- A device that is slowed down ---
+
+
+class Weather:
+    """``blocks.Throttling`` whose slowdowns come from an iterator, block by block."""
+
+    def __init__(self, slowdowns: Iterator[Slowdown]) -> None:
+        self.slowdowns = slowdowns
+        self.looks = 0
+
+    def look(self) -> int:
+        self.looks += 1
+        return self.looks
+
+    def between(self, before: int, after: int) -> Slowdown:
+        assert after == before + 1
+        return next(self.slowdowns)
+
+
+CALM, HOT, CAPPED = Slowdown(False, False), Slowdown(True, False), Slowdown(False, True)
+
+
+def under(*slowdowns: Slowdown, then: Slowdown = CALM, budget: Budget = ENOUGH) -> Measurement:
+    """Two subjects, whose blocks take turns, under this weather."""
+    weather = Weather(itertools.chain(slowdowns, itertools.repeat(then)))
+    bench = Bench()
+    return bench.measure(bench.steady(a=0.01, b=0.02), budget, throttling=weather)
+
+
+def test_a_block_is_looked_at_before_and_after() -> None:
+    found = under()
+    assert found.discarded == 0
+    for samples in found.samples.values():
+        assert (samples.discarded, samples.stop) == (0, "precision")
+        assert samples.power_capped == (False,) * MIN_ROUNDS
+
+
+@pytest.mark.parametrize("spoiled", [(HOT,), (CALM, HOT)], ids=["first block", "second block"])
+def test_a_spoiled_block_costs_its_round_and_the_round_is_repeated(spoiled: tuple[Slowdown, ...]) -> None:
+    found = under(CALM, CALM, *spoiled)
+    assert found.discarded == 1
+    for samples in found.samples.values():
+        assert (len(samples.blocks), samples.discarded, samples.stop) == (MIN_ROUNDS, 1, "precision")
+
+
+def test_a_device_that_stays_hot_ends_the_measurement_with_what_there_is() -> None:
+    found = under(*[CALM] * 6, then=HOT)
+    assert found.discarded == MOST_SPOILED
+    for samples in found.samples.values():
+        assert (len(samples.blocks), samples.discarded, samples.stop) == (3, MOST_SPOILED, "throttled")
+
+
+def test_a_device_that_is_always_hot_leaves_no_samples() -> None:
+    found = under(then=HOT)
+    assert (found.samples, found.failures, found.interrupted) == ({}, {}, False)
+    assert found.discarded == MOST_SPOILED
+
+
+def test_a_long_measurement_survives_some_heat() -> None:
+    # Every fourth block spoils its round: two rounds are kept for each that is not.
+    weather = itertools.cycle([CALM, CALM, CALM, CALM, HOT])
+    bench = Bench()
+    found = bench.measure(
+        bench.steady(a=0.1, b=0.1), Budget(30.0, precision=NEVER), throttling=Weather(weather)
+    )  # fmt: skip
+    assert found.discarded > MOST_SPOILED
+    assert "throttled" not in {samples.stop for samples in found.samples.values()}
+    assert len(found.samples["a"].blocks) == len(found.samples["b"].blocks) > found.discarded
+
+
+def test_a_capped_block_is_kept_and_labelled() -> None:
+    found = under(CAPPED, CALM, CAPPED, CAPPED)
+    flags = [found.samples[name].power_capped for name in "ab"]
+    assert found.discarded == 0
+    assert sorted(pair for pair in zip(*flags, strict=True))[-1] == (True, True)
+    assert sum(map(sum, flags)) == 3
+
+
+def test_what_the_device_does_not_tell_is_none() -> None:
+    found = under(then=Slowdown())
+    assert found.discarded is None
+    assert {(samples.discarded, samples.power_capped) for samples in found.samples.values()} == {(None, None)}
+    found = under(then=Slowdown(spoiled=False))
+    assert {(samples.discarded, samples.power_capped) for samples in found.samples.values()} == {(0, None)}
+    bench = Bench()
+    assert bench.measure(bench.steady(a=0.1), Budget(3.0)).discarded is None
+
+
+def test_a_subject_that_fails_in_the_heat_is_a_failure() -> None:
+    bench, error = Bench(), RuntimeError("broke")
+    samplers = {**bench.steady(a=0.01), "b": bench.subject("b", failing_at(60, error))}
+    found = bench.measure(samplers, throttling=Weather(itertools.chain([HOT] * 3, itertools.repeat(CALM))))
+    assert found.failures == {"b": error}
+    assert found.discarded == 3
+    assert len(found.samples["a"].blocks) >= MIN_ROUNDS
+
+
+# --- What the clock does not see ---
+
+
+@pytest.mark.parametrize("overhead", [0.0, 1e-4, 1e-3])
+def test_blocks_of_short_calls_are_as_long_as_planned_whatever_a_sample_costs_besides(overhead: float) -> None:
+    bench, starts = Bench(), []
+
+    def sample(calls: int) -> float:
+        bench.time += overhead + calls * 1e-6
+        return 1e-6
+
+    bench.measure(
+        {"a": sample}, Budget(6.0, precision=NEVER), progress=lambda _rounds, _share: starts.append(bench.time)
+    )  # fmt: skip
+    assert {round(later - earlier, 1) for earlier, later in itertools.pairwise(starts)} == {0.2}

@@ -48,6 +48,8 @@ def threads() -> Iterator[None]:
 class FakeClock:
     """Time passes when a subject is called; ``on_sample`` runs before each sample."""
 
+    way = None
+
     def __init__(self) -> None:
         self.time = 0.0
         self.on_sample: Callable[[], None] = lambda: None
@@ -66,7 +68,7 @@ class FakeClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Real tensors, but neither waiting, nor large copies, nor other processes."""
     fake = FakeClock()
-    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(
         machine, "measure_peaks", lambda dtype, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from invbench.harness import clock
-from invbench.harness.clock import ColdClock, CudaClock, HostClock, clock_for
+from invbench.harness.clock import ColdClock, CudaClock, Flush, HostClock
+from invbench.harness.device_clock import DeviceClock, clock_for
 
 CPU = torch.device("cpu")
 
@@ -67,47 +69,48 @@ def test_host_clock_waits_for_the_device_on_both_sides(events: Events) -> None:
     assert seconds == (2 * 2.0 + 0.5) / 2
 
 
-def test_cold_clock_flushes_before_every_call_and_outside_the_window(
-    events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clock, "FLUSH_BYTES", 1024)
-    cold = ColdClock(HostClock(), CPU)
-
-    class Buffer:
-        def zero_(self) -> None:
-            events.happens("flush", 50.0)
-
-    cold._buffer = Buffer()  # type: ignore[assignment]
+def test_cold_clock_flushes_before_every_call_and_outside_the_window(events: Events) -> None:
+    cold = ColdClock(HostClock(), flush=lambda: events.happens("flush", 50.0))
     seconds = cold.sample(lambda: before(events), lambda state: timed(events, state), calls=3)
     assert seconds == 2.0
     assert events.log == ["before", "flush", "clock", "timed state", "clock"] * 3
 
 
 def test_the_flush_is_larger_than_a_last_level_cache() -> None:
-    # 32 MiB a core complex on desktops, 60 to 105 MiB a socket on servers, 60 MiB on the largest GPUs.
+    # 32 MiB a core complex on desktops, 60 to 105 MiB a socket on servers.
     assert clock.FLUSH_BYTES >= 2 * 105 * 2**20
-    buffer = ColdClock(HostClock(), CPU)._buffer
-    assert buffer.nbytes == clock.FLUSH_BYTES
+    assert Flush(CPU)._buffer.nbytes == clock.FLUSH_BYTES
 
 
 @pytest.mark.parametrize(
-    ("name", "cache", "kinds"),
+    ("told", "expected"),
+    [({"L2_cache_size": 50 * 2**20}, 100 * 2**20), ({}, clock.FLUSH_BYTES), ({"L2_cache_size": 0}, clock.FLUSH_BYTES)],
+)
+def test_the_flush_of_a_gpu_is_twice_its_l2(
+    told: dict[str, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**told))
+    assert clock.flush_bytes(torch.device("cuda:1")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
     [
-        ("cpu", "hot", [HostClock]),
-        ("cuda", "hot", [CudaClock]),
-        ("cuda:1", "hot", [CudaClock]),
-        ("mps", "hot", [HostClock]),
-        ("xpu", "hot", [HostClock]),
-        ("cpu", "cold", [ColdClock, HostClock]),
+        ("cpu", "eager", HostClock),
+        ("cuda", "eager", CudaClock),
+        ("cuda:1", "eager", CudaClock),
+        ("mps", "eager", HostClock),
+        ("xpu", "eager", HostClock),
+        ("cuda:1", "device", DeviceClock),
     ],
 )
-def test_clock_for(name: str, cache: str, kinds: list[type], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "FLUSH_BYTES", 1024)
-    found = clock_for(torch.device(name), cache)
-    assert isinstance(found, kinds[0])
-    if len(kinds) > 1:
-        assert isinstance(found, ColdClock)
-        assert isinstance(found._clock, kinds[1])
+def test_clock_for(name: str, kind: str, expected: type) -> None:
+    hot = clock_for(torch.device(name), kind)
+    assert isinstance(hot, expected)
+    cold = clock_for(torch.device(name), kind, lambda: None)
+    assert isinstance(cold, ColdClock)
+    assert isinstance(cold._clock, expected)
+    assert (hot.way, cold.way) == (None, None)
 
 
 def test_other_accelerators_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +149,7 @@ def test_cuda_clock_reads_events_between_synchronisations(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     seconds = CudaClock(torch.device("cuda:1")).sample(
-        lambda: log.append("before"), lambda _: log.append("timed"), calls=3
+        lambda: log.append("before"), lambda _: log.append("timed"), 3, lambda: log.append("flush")
     )
     assert seconds == pytest.approx(4e-3)
-    assert log == ["before", "on cuda:1", "wait", "record", "timed", "timed", "timed", "record", "event done"]
+    assert log == ["before", "on cuda:1", "flush", "wait", "record", "timed", "timed", "timed", "record", "event done"]

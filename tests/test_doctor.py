@@ -32,7 +32,7 @@ from invbench.diagnosis import (
     advice,
 )
 from invbench.harness import clock as clocks
-from invbench.harness import doctor, machine, noise, nvml, vitals
+from invbench.harness import doctor, floors, machine, noise, nvml, vitals
 from invbench.report.diagnosis import render_diagnosis, verdict
 
 CPU = torch.device("cpu")
@@ -382,11 +382,11 @@ def test_a_torch_that_does_not_tell_which_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clocks, "FLUSH_BYTES", 2**20)
-    floors = doctor.measure_floors(CPU)
-    assert [(floor.timer, floor.cache, floor.call) for floor in floors] == [
+    found = floors.measure_floors(CPU)
+    assert [(floor.timer, floor.cache, floor.call) for floor in found] == [
         ("host", "hot", "nothing"), ("host", "cold", "nothing"), ("host", "hot", "one element")
     ]  # fmt: skip
-    for floor in floors:
+    for floor in found:
         assert floor.seconds is not None
         assert 0 < floor.seconds < 0.01
         assert floor.shortest == 20 * floor.seconds
@@ -394,7 +394,7 @@ def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_floor_that_fails_is_null_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clocks, "FLUSH_BYTES", 2**60)
-    hot, cold, _ = doctor.measure_floors(CPU)
+    hot, cold, _ = floors.measure_floors(CPU)
     assert hot.seconds is not None
     assert (cold.seconds, cold.shortest) == (None, None)
     assert cold.reason

@@ -129,14 +129,18 @@ class Driver(types.ModuleType):
 
 @pytest.mark.parametrize("works", [True, False], ids=["driver", "no driver"])
 def test_fingerprint_of_a_gpu(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(name="A GPU", total_memory=2**34, multi_processor_count=80, uuid="1234")
+    properties = SimpleNamespace(
+        name="A GPU", total_memory=2**34, multi_processor_count=80, uuid="1234", L2_cache_size=2**25
+    )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     driver = Driver(works)
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     gpu = json.loads(json.dumps(machine.fingerprint(torch.device("cuda"))))["gpu"]
-    assert gpu.keys() >= {"name", "tf32_matmul", "tf32_cudnn", "cudnn_benchmark", "other_processes", "driver"}
-    assert gpu["name"] == "A GPU"
+    settings = {"tf32_matmul", "tf32_cudnn", "cudnn_benchmark", "cudnn_deterministic"}
+    assert gpu.keys() >= {"name", "other_processes", "driver"} | settings
+    assert all(isinstance(gpu[name], bool) for name in settings)
+    assert (gpu["name"], gpu["l2"]) == ("A GPU", 2**25)
     # What the driver does not tell is null, never 0.
     expected = ("550.1", 1, 1410, 300.0) if works else (None, None, None, None)
     assert tuple(gpu[name] for name in ("driver", "other_processes", "clock_mhz", "power_limit_w")) == expected

@@ -43,6 +43,8 @@ def threads() -> Iterator[None]:
 class FakeClock:
     """Time passes when a network is called."""
 
+    way = None
+
     def __init__(self) -> None:
         self.time = 0.0
         self.samples = itertools.count()
@@ -61,7 +63,7 @@ class FakeClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Real tensors, but neither waiting nor compiling."""
     fake = FakeClock()
-    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(build, "deployed", lambda network, named: fold_batch_norm(network))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -15,14 +16,14 @@ import torch
 from test_results import ROW, differences, document
 from torch import Tensor
 
-from invbench.harness import blocks, machine, memory, point, server, timing
+from invbench.harness import blocks, machine, memory, point, server, throttling, timing
 from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, measure_point
-from invbench.harness.settings import Settings
+from invbench.harness.settings import Settings, check_clock
 from invbench.harness.subjects import CONVOLUTIONS
 from invbench.ops import naive, unfold
 from invbench.results import Result, Status, find
-from invbench.results.quantities import Memory
+from invbench.results.quantities import Memory, Samples
 from invbench.spec import BackendUnavailableError, Case, InvbenchError, LayerSpec, Mode, Scope
 
 TINY = Case(1, 9, 9, LayerSpec(16, 3, 4), threads=1)
@@ -74,6 +75,8 @@ def test_a_real_rows_numbers_fit_together(measured: tuple[Point, list[str]]) -> 
     for r in found.results:
         assert 0 < r.latency.interval.low <= r.seconds <= r.latency.interval.high
         assert (r.latency.clock, r.latency.cache) == ("eager", "hot")
+        assert (r.latency.launches, r.latency.discarded, r.latency.power_capped) == (None, None, None)
+        assert 0 < r.latency.floor == found.environment["floor"]["seconds"] < 1e-4
         assert r.latency.stop in ("precision", "noise", "budget")
         assert r.first_call > 0
         assert r.error["relative"] <= r.error["tolerance"]
@@ -118,6 +121,8 @@ def test_a_few_rounds_carry_a_warning(measured: tuple[Point, list[str]]) -> None
 class FakeClock:
     """Every call takes as long as its subject's label says; ``on_sample`` sees each sample before it is taken."""
 
+    way = None
+
     def __init__(self) -> None:
         self.time = 0.0
         self.samples = itertools.count()
@@ -139,7 +144,7 @@ PEAKS = {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(timing, "clock_for", lambda device, cache: fake)
+    monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(server, "start", lambda backends: None)
@@ -378,3 +383,80 @@ def test_the_cpu_by_its_other_name(clock: FakeClock, clock_name: str) -> None:
     except InvbenchError:
         return
     assert_others_are_ok(found)
+
+
+# --- What makes a latency doubtful ---
+
+
+def timed(clock: str = "eager", device: str = "cuda", **latency: Any) -> Result:
+    case = replace(TINY, device=device)
+    blocks_of_one = ((1e-4,),) * 6
+    return Result("involution", "triton", case, latency=Samples(blocks_of_one, clock=clock, **latency))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (timed(floor=None), []),
+        (timed(floor=5e-6), []),
+        (timed(floor=5.1e-6), ["shorter than 20 times", "5.1 us", "eager clock", "--clock device, or a larger --N"]),
+        (timed("device", floor=6e-6), ["device clock", "use a larger --N"]),
+        (timed(device="cpu", floor=6e-6), ["eager clock", "use a larger --N"]),
+        (timed(discarded=0, power_capped=(False,) * 6), []),
+        (timed(discarded=2), ["2 round(s) were discarded, and repeated", "cool it"]),
+        (timed(discarded=6, stop="throttled"), ["6 round(s)", "ended the measurement early", "cool it"]),
+        (timed(power_capped=(True, True, False, False, False, False)), ["2 of 6 blocks", "nvidia-smi -lgc"]),
+    ],
+)
+def test_a_doubtful_latency_carries_a_warning_that_says_what_to_do(row: Result, words: list[str]) -> None:
+    warnings = timing.with_warnings(row, {"cpu": {}}).warnings
+    assert len(warnings) == bool(words), warnings
+    for word in words:
+        assert word in warnings[0]
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_gpu_that_is_slowed_down_ends_the_point_with_what_there_is(
+    clock: FakeClock, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()
+
+    class Hot:
+        def look(self) -> int:
+            return next(looks)
+
+        def between(self, before: int, after: int) -> blocks.Slowdown:
+            return blocks.Slowdown(spoiled=after > 2 * kept * len(LABELS), capped=False)
+
+    monkeypatch.setattr(throttling, "watched", lambda device: contextlib.nullcontext(Hot()))
+    found = measure_point(TINY, replace(SETTINGS, budget=Budget(1000.0, precision=-1)))
+    for r in found.results:
+        if kept:
+            assert (len(r.latency.blocks), r.latency.stop, r.latency.discarded) == (3, "throttled", 6)
+            assert any("nvidia-smi -pl" in warning for warning in r.warnings)
+        else:
+            assert (r.status, r.latency) == (Status.ERROR, None)
+            assert r.reason.startswith("all 6 rounds were discarded: the GPU was slowed down")
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "xpu"])
+def test_only_cuda_has_a_device_clock(device: str) -> None:
+    check_clock("device", "cuda")
+    check_clock("eager", device)
+    with pytest.raises(InvbenchError, match=r"--clock device: .* has only the eager clock; use --clock eager"):
+        check_clock("device", device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["hot", "cold"])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_real_point_by_the_device_clock(mode: Mode, cache: str) -> None:
+    case = Case(4, 28, 28, LayerSpec(64, 7, 4), device="cuda", layout="channels_last", mode=mode, threads=1)
+    settings = Settings(
+        backends=("naive", "unfold", "triton"), clock="device", cache=cache, budget=Budget(seconds=2.0)
+    )  # fmt: skip
+    found = measure_point(case, settings)
+    assert found.environment["floor"]["seconds"] > 0
+    for r in found.results:
+        assert r.status is Status.OK, (label(r), r.reason)
+        assert (r.latency.clock, r.latency.cache, r.latency.launches) == ("device", cache, "graph"), label(r)

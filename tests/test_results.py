@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -184,6 +185,21 @@ def full_document() -> ResultSet:
 
 def test_document_has_every_field_of_schema_1() -> None:
     assert list(differences(json.loads(full_document().to_json()), DOCUMENT)) == []
+
+
+def test_what_a_gpu_told_survives() -> None:
+    latency = replace(
+        samples(1e-3, 2e-3), clock="device", launches="graph", floor=2e-6, discarded=3, power_capped=(True, False)
+    )  # fmt: skip
+    written = document(row(latency=latency)).to_json()
+    stored = json.loads(written)["results"][0]["latency"]
+    assert stored["power_capped"] == [True, False]
+    assert ResultSet.from_json(written).results[0].latency == latency
+    for name in ("launches", "floor", "discarded", "power_capped"):  # documents from before there were such fields
+        del stored[name]
+    assert Samples.from_dict(stored) == replace(
+        latency, launches=None, floor=None, discarded=None, power_capped=None
+    )  # fmt: skip
 
 
 def test_structure_check_notices_what_is_wrong() -> None:

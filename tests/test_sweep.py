@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from fake_workers import CPU, CRASH, GPU, LABELS, SETTINGS, FakeWorker, Kept, Machine, crashes, measured, tasks, welcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invbench.harness import machine, service
 from invbench.harness import sweep as scheduler
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Lost, Plan, PlanJob, PointJob, Refusal
@@ -418,3 +421,15 @@ def test_a_point_in_a_line() -> None:
     assert line.endswith("unfold timeout")
     gone = [replace(row, status=Status.OOM, latency=None) for row in measured(job).results]
     assert "naive oom" in point_line(task.point, gone)
+
+
+@pytest.mark.parametrize("autotune", [True, False])
+def test_the_fingerprint_tells_how_cudnn_chooses_while_points_are_measured(
+    autotune: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "check_device", torch.device)
+    monkeypatch.setattr(machine, "set_threads", lambda threads: None)
+    monkeypatch.setattr(machine, "fingerprint", lambda device: {"benchmark": torch.backends.cudnn.benchmark})
+    worker = service._Service(None, SimpleNamespace(set=lambda label: None))  # type: ignore[arg-type]
+    found = worker.answer(Hello(("cuda",), autotune=autotune))
+    assert found.environments == {"cuda": {"benchmark": autotune}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_results import row, samples
 
@@ -141,3 +143,36 @@ def test_exit_code(statuses: list[str], asked_for: list[str], code: int) -> None
         ok = status == "ok"
         rows.append(row("involution", backend) if ok else row("x", backend, status=Status(status), reason="why"))
     assert exit_code(rows, asked_for) == code
+
+
+# --- Power caps ---
+
+
+def capped(*flags: bool | None) -> Result:
+    told = None if None in flags else flags
+    return row("conv2d", "torch", latency=replace(samples(*[1.0] * len(flags)), power_capped=told))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "words"),
+    [
+        ((False, False), (False, False), None),
+        ((True, True), (True, True), None),
+        ((True, False), (True, True), "1 of 2 rounds"),
+        ((True, True), (False, False), "2 of 2 rounds"),
+        ((True, None), (False, False), None),  # not told
+    ],
+)
+def test_a_ratio_of_unlike_clocks_carries_a_warning(
+    here: tuple[bool | None, ...], there: tuple[bool | None, ...], words: str | None
+) -> None:
+    one = replace(capped(*here), subject="involution", warnings=("another",))
+    judged, base = with_ratios([one, capped(*there)], "conv2d")
+    assert judged.ratio is not None
+    assert judged.warnings[0] == "another"
+    assert len(judged.warnings) == (1 if words is None else 2)
+    if words is not None:
+        assert words in judged.warnings[1]
+        assert "conv2d" in judged.warnings[1]
+        assert "nvidia-smi -lgc" in judged.warnings[1]
+    assert base.warnings == ()

@@ -23,8 +23,8 @@ def option(name: str, text: str, *choices: str, **more: Any) -> Any:
     return typer.Option(name, help=text, metavar="|".join(choices) or more.pop("metavar", None), **more)
 
 
-Clock = Annotated[str, option("--clock", "Launches included, or the device's work alone.", *CLOCKS)]
-Cache = Annotated[str, option("--cache", "Whether inputs may lie in cache.", *CACHES)]
+Clock = Annotated[str, option("--clock", "Launches included, or the GPU's work alone.", *CLOCKS)]
+Cache = Annotated[str, option("--cache", "Whether inputs may lie in cache; cold flushes it before each call.", *CACHES)]
 Precision = Annotated[
     float, option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
 ]

@@ -109,8 +109,13 @@ def sweep(
     timeout: Annotated[
         float | None, option("--timeout", "How long one subject may hang. [default: 300]", metavar="SECONDS")
     ] = None,
-    clock: Annotated[str | None, option("--clock", "Launches included, or the device's work alone.", *CLOCKS)] = None,
-    cache: Annotated[str | None, option("--cache", "Whether inputs may lie in cache.", *CACHES)] = None,
+    clock: Annotated[
+        str | None, option("--clock", "Launches included, or the GPU's work alone. [default: eager]", *CLOCKS)
+    ] = None,
+    cache: Annotated[
+        str | None,
+        option("--cache", "Whether inputs may lie in cache; cold flushes it before each call. [default: hot]", *CACHES),
+    ] = None,
     budget: Annotated[
         float | None,
         option("--budget", "Measuring time for a point, all subjects. [default: 12]", metavar="SECONDS"),
@@ -154,7 +159,7 @@ def sweep(
     )  # fmt: skip
     devices = tuple(dict.fromkeys(each.strip() for each in device.split(","))) if device else None
     _check_grid(grid, devices)
-    hello = Hello(devices, tuple(dict.fromkeys(subject or study.subjects)), settings.backends)
+    hello = Hello(devices, tuple(dict.fromkeys(subject or study.subjects)), settings.backends, settings.autotune)
     file_format = options.file_format(file, format_name)
     path = journal or Path(f"{study.name}.jsonl")
     if file is not None and file.resolve() == path.resolve():

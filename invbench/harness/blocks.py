@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from invbench.results.quantities import Interval, Samples
 
@@ -25,8 +26,10 @@ SHORTEST_SAMPLE = 5e-4  # seconds; a thousand times what reading the clock costs
 BLOCK_SECONDS = (0.002, 0.2)
 WARM_UP_WINDOW = 0.03
 WARM_UP_AGREEMENT = 0.05
+WALL_SAMPLES = 3
 STABLE_ROUNDS = 16  # noise is looked at over this many rounds
 STABLE_NOISE = 0.1
+MOST_SPOILED = 6  # rounds; if no more were kept, the device will not recover while it is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,37 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Slowdown:
+    """Whether a device was slowed down during a block; None where it does not tell.
+
+    spoiled: by its temperature or a fault of its hardware, so that the block says nothing. capped: by its power limit.
+    """
+
+    spoiled: bool | None = None
+    capped: bool | None = None
+
+
+class Throttling(Protocol):
+    """Looks at what slows a device down, before and after each block."""
+
+    def look(self) -> Any:
+        """The device's counters now."""
+
+    def between(self, before: Any, after: Any) -> Slowdown:
+        """What happened between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
-    """Samples by name, what went wrong by name, and whether Ctrl-C ended the measurement early."""
+    """Samples by name, what went wrong by name, and whether Ctrl-C ended the measurement early.
+
+    discarded: rounds that were not kept, since the device was slowed down; None where it does not tell.
+    """
 
     samples: Mapping[str, Samples]
     failures: Mapping[str, Exception]
     interrupted: bool
+    discarded: int | None = None
 
 
 @dataclass
@@ -59,6 +87,7 @@ class _Track:
     calls: int
     samples: int
     blocks: list[tuple[float, ...]] = field(default_factory=list)
+    capped: list[bool | None] = field(default_factory=list)
 
     def values(self) -> list[float]:
         return [statistics.median(block) for block in self.blocks]
@@ -71,6 +100,7 @@ def measure(
     baseline: str | Mapping[str, str] | None = None,
     now: Callable[[], float] = time.perf_counter,
     progress: Callable[[int, float], None] = lambda _rounds, _share: None,
+    throttling: Throttling | None = None,
 ) -> Measurement:
     """Blocks of all subjects, interleaved, until all are precise or their noise is known, or the budget is spent.
 
@@ -78,6 +108,8 @@ def measure(
     baseline: where given, precision means that of the paired ratio to it, otherwise that of the latency; one for all,
     or by name.
     progress: told the rounds done and the share of the budget spent.
+    throttling: of the device. A round in which a block was spoiled is repeated as a whole, so that rounds pair up;
+    after MOST_SPOILED of them, and as many as were kept, it ends.
 
     All subjects take part in all rounds, so that any two of them can be compared as pairs; an unfinished round is not
     kept. A subject that raises is a failure, and the others go on.
@@ -87,25 +119,33 @@ def measure(
     failures: dict[str, Exception] = {}
     order = random.Random(seed)
     interrupted = False
+    discarded: int | None = None
     try:
         block_seconds = _block_seconds(budget, len(samplers))
         for name, sampler in samplers.items():
             try:
                 tracks[name] = _prepared(sampler, budget, block_seconds, now)
             except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
-                failures[name] = error
+                failures[name] = error.with_traceback(None)
         started = now()
-        while tracks and not _finished(tracks, bases, budget, now() - started):
-            _round(tracks, failures, order)
+        while tracks and not _finished(tracks, bases, budget, now() - started) and not _hopeless(tracks, discarded):
+            spoiled = _round(tracks, failures, order, throttling)
+            if spoiled is not None:
+                discarded = (discarded or 0) + spoiled
             progress(_rounds(tracks), (now() - started) / budget.seconds)
     except KeyboardInterrupt:
         interrupted = True
     done = {}
     for name, track in tracks.items():
         if track.blocks:
-            stop = "interrupted" if interrupted else _stop_reason(name, tracks, bases, budget) or "budget"
-            done[name] = Samples(tuple(track.blocks), track.calls, stop=stop)
-    return Measurement(done, failures, interrupted)
+            stop = "interrupted" if interrupted else _stop_reason(name, tracks, bases, budget)
+            stop = stop or ("throttled" if _hopeless(tracks, discarded) else "budget")
+            capped = [each for each in track.capped if each is not None]
+            done[name] = Samples(
+                tuple(track.blocks), track.calls, stop=stop, discarded=discarded,
+                power_capped=tuple(capped) if len(capped) == len(track.blocks) else None,
+            )  # fmt: skip
+    return Measurement(done, failures, interrupted, discarded)
 
 
 def _block_seconds(budget: Budget, subjects: int) -> float:
@@ -125,7 +165,16 @@ def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Calla
         previous = seconds
     seconds = max(seconds, 1e-9)
     calls = max(1, math.ceil(SHORTEST_SAMPLE / seconds))
-    return _Track(sampler, calls, samples=max(1, round(block_seconds / (calls * max(wall, seconds)))))
+    if calls > 1:  # what the clock does not see may come once a sample, and not with each call
+        wall = statistics.median(_wall(sampler, calls, now) for _ in range(WALL_SAMPLES))
+    return _Track(sampler, calls, samples=max(1, round(block_seconds / max(wall, calls * seconds))))
+
+
+def _wall(sampler: Sampler, calls: int, now: Callable[[], float]) -> float:
+    """How long one sample takes, with all that its clock does not see."""
+    started = now()
+    sampler(calls)
+    return now() - started
 
 
 def _window(sampler: Sampler, now: Callable[[], float]) -> tuple[float, float]:
@@ -137,20 +186,35 @@ def _window(sampler: Sampler, now: Callable[[], float]) -> tuple[float, float]:
     return statistics.median(values), (now() - started) / len(values)
 
 
-def _round(tracks: dict[str, _Track], failures: dict[str, Exception], order: random.Random) -> None:
+def _round(
+    tracks: dict[str, _Track], failures: dict[str, Exception], order: random.Random, throttling: Throttling | None
+) -> bool | None:
+    """One block of every subject; whether one was spoiled, in which case none is kept, or None if nobody tells."""
     names = list(tracks)
     order.shuffle(names)
-    blocks = {}
+    blocks, slowdowns = {}, {}
     for name in names:
         track = tracks[name]
+        before = throttling.look() if throttling else None
         try:
             with _no_garbage_collection():
                 blocks[name] = tuple(track.sampler(track.calls) for _ in range(track.samples))
         except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
-            failures[name] = error
+            failures[name] = error.with_traceback(None)  # whose frames would keep what the subject holds
             del tracks[name]
+            continue
+        slowdowns[name] = throttling.between(before, throttling.look()) if throttling else Slowdown()
+        if slowdowns[name].spoiled:
+            return True
     for name, block in blocks.items():
         tracks[name].blocks.append(block)
+        tracks[name].capped.append(slowdowns[name].capped)
+    return False if any(each.spoiled is not None for each in slowdowns.values()) else None
+
+
+def _hopeless(tracks: Mapping[str, _Track], discarded: int | None) -> bool:
+    """Whether the device is slowed down so often that more rounds would not help."""
+    return discarded is not None and discarded >= max(MOST_SPOILED, _rounds(tracks))
 
 
 @contextmanager

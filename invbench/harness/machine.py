@@ -19,7 +19,7 @@ import torch
 
 from invbench.diagnosis.advice import of_environment
 from invbench.harness import QUIET, nvml
-from invbench.harness.clock import clock_for
+from invbench.harness.clock import eager_clock, l2_bytes
 from invbench.harness.settings import require_cores
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
@@ -170,7 +170,7 @@ def measure_peaks(dtype_name: str, device: torch.device) -> dict[str, float]:
     dtype = getattr(torch, dtype_name)
     source = torch.ones(COPY_BYTES // 4, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    clock = clock_for(device)
+    clock = eager_clock(device)
 
     def best(call: Any) -> float:
         call(None)
@@ -207,12 +207,14 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "capability": list(torch.cuda.get_device_capability(device)),
         "memory": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
+        "l2": l2_bytes(device) or None,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
         **nvml.identity(getattr(properties, "uuid", None)),
     }
 

@@ -17,11 +17,15 @@ LABEL_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Which devices, threads and user's operators there are; ``devices`` None asks for the fastest type here."""
+    """Which devices, threads and user's operators there are; ``devices`` None asks for the fastest type here.
+
+    autotune: as it will be while points are measured, since the fingerprint records it.
+    """
 
     devices: tuple[str, ...] | None
     subjects: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
+    autotune: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import torch
 from invbench.diagnosis import Launch, Noise, SubjectNoise
 from invbench.harness import machine
 from invbench.harness.blocks import Budget, measure
-from invbench.harness.clock import clock_for
+from invbench.harness.clock import eager_clock
 from invbench.harness.settings import INVOLUTION, Subject, describe_failure
 from invbench.harness.subjects import Runnable
 from invbench.ops import BACKENDS
@@ -92,7 +92,7 @@ def measure_noise(
 
 def measure_launch(plan: Plan, tell: Tell = lambda _: None) -> tuple[Found, list[str]]:
     """One launch in this process: its subjects by label, and why others failed."""
-    clock = clock_for(torch.device(plan.device))
+    clock = eager_clock(torch.device(plan.device))
     samplers, problems = {}, []
     for subject in _subjects(plan):
         tell(f": preparing {subject.label}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +34,9 @@ from invbench.verdict import roofline_fraction, with_ratios
 class Point:
     """The rows of one point, the peaks of the same run, and whether Ctrl-C ended it early.
 
-    seconds: where the time went: ``prepare``, ``peaks``, ``measure``, ``memory``, and ``timed``, the part of it that
-    was spent inside timed blocks or warm-up, the choice of a layout by trying included.
+    seconds: where the time went: ``prepare``, ``peaks``, ``measure`` and the part of it that is ``floor``, ``memory``,
+    and ``timed``, the part of it all that was spent inside timed blocks or warm-up, the choice of a layout by trying
+    included.
     """
 
     results: tuple[Result, ...]
@@ -77,6 +78,7 @@ def measure_point(
         environment["cpu"]["load"] = load
         with run.phase("measure"):
             interrupted = measure_arms(run, arms, settings.baseline)
+        environment["floor"] = asdict(run.floor)
         _expect_memory(arms)
         # Whatever Ctrl-C cuts off from here on, the latencies are kept.
         try:
@@ -94,10 +96,8 @@ def measure_point(
 
 
 def _prepared(run: Run, case: Case, settings: Settings, skipped: Skipped) -> list[OperatorArm]:
-    clock = run.clock()
-
     def sampler(runnable: Runnable) -> Sampler:
-        return run.watched(runnable.subject.label, runnable.sampler(clock))
+        return run.watched(runnable.subject.label, runnable.sampler(run.clock()))
 
     preparation = Preparation(case, settings, run.device, sampler, run.watch, skipped)
     arms = []

@@ -132,6 +132,7 @@ class _Service:
 
     def _welcome(self, hello: Hello) -> Welcome:
         from invbench.harness import custom, machine, server
+        from invbench.harness.timing import cudnn_autotune
 
         if hello.devices and all(device.startswith("cpu") for device in hello.devices):
             server.start(hello.backends)
@@ -146,7 +147,11 @@ class _Service:
         self.beacon.set("")
         threads = machine.usable_cores()
         machine.set_threads(threads)
-        environments = {name: machine.fingerprint(machine.check_device(name)) for name in names}
+        environments = {}
+        for name in names:
+            device = machine.check_device(name)
+            with cudnn_autotune(device, hello.autotune):
+                environments[name] = machine.fingerprint(device)
         return Welcome(names, threads, machine.usable_cores(), environments, tuple(subjects))
 
     def _plan(self, job: PlanJob) -> Plan:

@@ -6,18 +6,27 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from invbench.harness import machine
+from invbench.diagnosis import TRUSTED_FLOORS, Floor
+from invbench.harness import machine, throttling
 from invbench.harness.blocks import MIN_ROUNDS, Budget, Sampler, measure
-from invbench.harness.clock import Clock, clock_for
+from invbench.harness.clock import Clock, Flush
+from invbench.harness.device_clock import clock_for
+from invbench.harness.floors import floor_in_use
 from invbench.harness.settings import Watch, describe_failure
 from invbench.harness.steps import Step
 from invbench.results import Result, Status
+from invbench.results.quantities import Samples
 
 NOISY = 0.05  # half-width of the interval, as a share of the median
+SLOWED_DOWN = (
+    "the GPU was slowed down by its temperature or a fault; cool it, wait, or cap its power (nvidia-smi -pl), and see "
+    "nvidia-smi -q -d PERFORMANCE"
+)
 
 
 class Labelled(Protocol):
@@ -94,8 +103,20 @@ class Run:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def clock(self) -> Clock:
-        """A new clock of the settings' kind."""
-        return clock_for(self.device, self.settings.cache)
+        """A new clock of the settings' kind, for one subject; what it captures is released with it."""
+        return clock_for(self.device, self.settings.clock, self._flush)
+
+    @cached_property
+    def floor(self) -> Floor:
+        """What the clock in use reads for next to nothing."""
+        self.tell("measuring the floor of the clock")
+        with self.phase("floor"):
+            return floor_in_use(self.device, self.settings.clock, self.settings.cache, self._flush)
+
+    @cached_property
+    def _flush(self) -> Callable[[], object] | None:
+        """What makes the caches cold, one for all clocks; None where they stay hot."""
+        return Flush(self.device) if self.settings.cache == "cold" else None
 
     def watched(self, label: str, sampler: Sampler) -> Sampler:
         """A sampler that says who runs, and for how long."""
@@ -119,14 +140,19 @@ def measure_arms(run: Run, arms: Sequence[Arm[Any, Any]], baseline: str | Mappin
 
     baseline: the label of what ratios are to; one for all, or by label.
     """
-    clock = run.clock()
+    floor = run.floor
     ready = {arm.subject.label: arm for arm in arms if arm.runnable is not None}
-    samplers = {label: run.watched(label, arm.runnable.sampler(clock)) for label, arm in ready.items() if arm.runnable}
+    clocks = {label: run.clock() for label in ready}
+    samplers = {
+        label: run.watched(label, arm.runnable.sampler(clocks[label])) for label, arm in ready.items() if arm.runnable
+    }
     run.tell("warming up")
-    measurement = measure(
-        samplers, run.settings.budget, run.settings.seed, baseline,
-        progress=lambda rounds, share: run.tell(f"measuring: round {rounds}, {min(1, share):.0%} of the budget"),
-    )  # fmt: skip
+    with throttling.watched(run.device) as watched:
+        measurement = measure(
+            samplers, run.settings.budget, run.settings.seed, baseline,
+            progress=lambda rounds, share: run.tell(f"measuring: round {rounds}, {min(1, share):.0%} of the budget"),
+            throttling=watched,
+        )  # fmt: skip
     run.watch.running("")
     for label, error in measurement.failures.items():
         run.watch.failed(label, error)
@@ -134,10 +160,15 @@ def measure_arms(run: Run, arms: Sequence[Arm[Any, Any]], baseline: str | Mappin
         if label in measurement.failures:
             arm.raised(measurement.failures[label])
         elif label in measurement.samples:
-            samples = replace(measurement.samples[label], clock=run.settings.clock, cache=run.settings.cache)
+            samples = replace(
+                measurement.samples[label], clock=run.settings.clock, cache=run.settings.cache,
+                launches=clocks[label].way, floor=floor.seconds,
+            )  # fmt: skip
             arm.result = replace(arm.result, latency=samples)
-        else:
+        elif measurement.interrupted:
             arm.fail(Status.ERROR, "interrupted before its first block was done")
+        else:
+            arm.fail(Status.ERROR, f"all {measurement.discarded} rounds were discarded: {SLOWED_DOWN}")
     return measurement.interrupted
 
 
@@ -151,8 +182,27 @@ def with_warnings(result: Result, environment: Mapping[str, Any]) -> Result:
             warnings.append(f"noisy: {limit}; stop other programs or raise --budget")
         if interval.count < MIN_ROUNDS:
             warnings.append(f"only {interval.count} round(s): the interval is their range; raise --budget")
+        warnings += [*_too_short(result, result.latency), *_slowed_down(result.latency)]
         warnings += machine.advice(dict(environment))
     return replace(result, warnings=tuple(warnings))
+
+
+def _too_short(result: Result, latency: Samples) -> Iterator[str]:
+    if latency.floor is not None and latency.interval.median < TRUSTED_FLOORS * latency.floor:
+        could_be_device = latency.clock == "eager" and result.case.device.startswith("cuda")
+        remedy = "use --clock device, or a larger --N" if could_be_device else "use a larger --N"
+        times = f"{TRUSTED_FLOORS} times the {1e6 * latency.floor:.2g} us that the {latency.clock} clock reads"
+        yield f"shorter than {times} for next to nothing, so that a part of it is the clock: {remedy}"
+
+
+def _slowed_down(latency: Samples) -> Iterator[str]:
+    if latency.discarded:
+        kept = "which ended the measurement early" if latency.stop == "throttled" else "and repeated"
+        yield f"{latency.discarded} round(s) were discarded, {kept}: {SLOWED_DOWN}"
+    if latency.power_capped and any(latency.power_capped):
+        share = f"{sum(latency.power_capped)} of {len(latency.power_capped)} blocks"
+        remedy = "trust ratios of rows that were capped alike, or lock lower clocks (nvidia-smi -lgc)"
+        yield f"the power cap held the GPU's clocks down in {share}: {remedy}"
 
 
 @contextlib.contextmanager

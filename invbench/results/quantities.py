@@ -61,7 +61,11 @@ class Samples:
     """Raw timings in blocks; each block is summarised by its median, and no sample is ever dropped.
 
     blocks: one tuple of seconds per call for each round. calls: how many calls one sample averages over.
-    clock: eager or device. cache: hot or cold. stop: precision, noise, budget or interrupted.
+    clock: eager or device. cache: hot or cold. stop: precision, noise, budget, throttled or interrupted.
+    launches: how the device clock keeps them out of the window: "graph" (replays of a CUDA graph) or "queue" (queued
+    before the GPU gets there). floor: seconds that the clock read for next to nothing in the same run. discarded:
+    rounds of the run that were not kept, since the device was slowed down by heat or a fault. power_capped: for each
+    block, whether the power limit held the clocks down. All four are None where they were not told.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -69,6 +73,10 @@ class Samples:
     clock: str = "eager"
     cache: str = "hot"
     stop: str = "budget"
+    launches: str | None = None
+    floor: float | None = None
+    discarded: int | None = None
+    power_capped: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks or not all(self.blocks):
@@ -105,13 +113,21 @@ class Samples:
             "clock": self.clock,
             "cache": self.cache,
             "stop": self.stop,
+            "launches": self.launches,
+            "floor": self.floor,
+            "discarded": self.discarded,
+            "power_capped": None if self.power_capped is None else list(self.power_capped),
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Samples:
         """The inverse of ``to_dict``; the summary is computed again from the raw samples."""
         blocks = tuple(tuple(block) for block in stored["blocks"])
-        return cls(blocks, stored.get("calls", 1), stored["clock"], stored["cache"], stored["stop"])
+        capped = stored.get("power_capped")
+        return cls(
+            blocks, stored.get("calls", 1), stored["clock"], stored["cache"], stored["stop"], stored.get("launches"),
+            stored.get("floor"), stored.get("discarded"), None if capped is None else tuple(capped),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from invbench.results import Result, Status, find
@@ -15,7 +15,26 @@ def with_ratios(results: Iterable[Result], baseline: str | None) -> tuple[Result
     base = find(results, baseline) if baseline else None
     if base is None:
         return results
-    return tuple(replace(result, ratio=ratio(result, base)) for result in results)
+    return tuple(with_ratio(result, base) for result in results)
+
+
+def with_ratio(result: Result, base: Result) -> Result:
+    """The row with its ratio to another, and a warning where the two ran under different conditions."""
+    warnings = (*result.warnings, *_unlike(result, base))
+    return replace(result, ratio=ratio(result, base), warnings=warnings)
+
+
+def _unlike(result: Result, base: Result) -> Iterator[str]:
+    if result.latency is None or base.latency is None:
+        return
+    here, there = result.latency.power_capped, base.latency.power_capped
+    if here is None or there is None:
+        return
+    unlike = sum(one != other for one, other in zip(here, there, strict=False))
+    if unlike:
+        rounds = f"{unlike} of {min(len(here), len(there))} rounds"
+        seen = f"in {rounds} the power cap held down either this row or {base.subject}, and not both"
+        yield f"the ratio is of unlike clocks: {seen}; lock lower clocks (nvidia-smi -lgc), and measure again"
 
 
 def ratio(result: Result, base: Result) -> Ratio:

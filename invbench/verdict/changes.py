@@ -21,7 +21,7 @@ from invbench.verdict import quotient
 PAGES = 2**20
 COUNTS = ("params", "macs", "flop")
 # What changes by itself from run to run.
-VOLATILE = ("cpu.load", "cpu.memory", "cpu.affinity", "gpu.free", "gpu.processes")
+VOLATILE = ("cpu.load", "cpu.memory", "cpu.affinity", "gpu.free", "gpu.processes", "floor.seconds")
 
 
 class Verdict(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from invbench.results import Result
 from invbench.results.quantities import Interval
 from invbench.spec import FREE, Regime
-from invbench.verdict import paired_ratio, ratio
+from invbench.verdict import paired_ratio, with_ratio
 
 
 def with_network_ratios(results: Iterable[Result]) -> tuple[Result, ...]:
@@ -21,7 +21,7 @@ def _judged(row: Result, rows: Sequence[Result]) -> Result:
     base = next((r for r in rows if r.subject == row.baseline and r.regime == row.regime and r.backend != FREE), None)
     free = _of(rows, row.subject, FREE, row.regime)
     ceiling = paired_ratio(free, row) if free is not None and free is not row else None
-    return replace(row, ratio=ratio(row, base) if base else None, ceiling=ceiling)
+    return replace(with_ratio(row, base) if base else row, ceiling=ceiling)
 
 
 @dataclass(frozen=True, slots=True)

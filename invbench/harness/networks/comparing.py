@@ -54,6 +54,7 @@ def compare_networks(
         environment["cpu"]["load"] = load
         with run.phase("measure"):
             interrupted = measure_arms(run, arms, settings.baselines(case.mode))
+        environment["floor"] = asdict(run.floor)
         try:
             if settings.breakdown and not interrupted:
                 _break_down(run, arms)
