@@ -22,6 +22,7 @@ from invbench.ops.library import Window, empty_weight
 from invbench.ops.triton_gpu import compiling, inspection, sass, traffic
 from invbench.ops.triton_gpu.aggregate_launching import forward_launch
 from invbench.ops.triton_gpu.launching import Launch
+from invbench.ops.triton_gpu.shipped import SHIPPED, STAGES
 from invbench.spec import InvbenchError
 
 needs_interpreter = pytest.mark.skipif(not triton_gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -379,7 +380,7 @@ def differences_from_triton(backend: str) -> list[str]:
     gpu = GPUTarget("cuda", 90, 32) if backend == "cuda" else GPUTarget("hip", "gfx942", 64)
     rules = triton.compiler.make_backend(gpu)
     different = []
-    for shipped, stage in product(inspection.SHIPPED, inspection.STAGES):
+    for shipped, stage in product(SHIPPED, STAGES):
         launch = shipped.launch(torch.bfloat16, stage, 90 if backend == "cuda" else "gfx942")
         source = compiling.source_of(launch, backend)
         parameters = [p for p in launch.kernel.params if p.name not in launch.constants]
@@ -475,7 +476,7 @@ def printed(*options: str) -> list[inspection.Row]:
 # Bytes of shared memory that a program may have, at most.
 SHARED = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10, "gfx942": 64 * 2**10}
 # Thread instructions for each (position, group) of the fused forward pass at RedNet-50's stages 1 to 3.
-BUDGET = dict(zip(map(str, inspection.STAGES), (2500, 5000, 5000), strict=False))
+BUDGET = dict(zip(map(str, STAGES), (2500, 5000, 5000), strict=False))
 
 
 def check_resources(rows: list[inspection.Row]) -> None:
@@ -489,8 +490,8 @@ def check_resources(rows: list[inspection.Row]) -> None:
 
 def test_what_is_shipped_fits() -> None:
     rows = printed("--target", "90", "gfx942")
-    dtypes = ["bfloat16" in shipped.dtypes for shipped in inspection.SHIPPED]
-    assert len(rows) == sum(dtypes) * len(inspection.STAGES) * 2
+    dtypes = ["bfloat16" in shipped.dtypes for shipped in SHIPPED]
+    assert len(rows) == sum(dtypes) * len(STAGES) * 2
     check_resources(rows)
     for row in rows:
         # A pair's multiply-adds alone are 49 taps of 16 channels, where the matrix units do not make them.

@@ -1,8 +1,9 @@
 """Triton kernels for GPUs: the aggregate, whole layers of involution, and their gradients.
 
-With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). With the weight
-made where it is used, in 16 bits on the matrix units: ``span_kernels`` and the ``band`` that they stand on, ``tiling``,
-how their work is cut and what they ask of memory, and ``span_launching``. ``reduce_kernel`` makes the hidden channels
+With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits and
+channels_last, on the matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``),
+and with the weight made where it is used (``span_kernels``, ``span_launching``); ``tiling`` is how this work is cut,
+and what it asks of memory. ``reduce_kernel`` makes the hidden channels
 for inference. ``launching`` is what all launches share.
 
 Nothing waits for the GPU, and nothing here is CUDA's alone: a launch goes to the current stream of its tensors' device.
@@ -20,8 +21,7 @@ from invbench.ops import fused
 from invbench.ops.fused import Fused, Generator, Reducer
 from invbench.ops.layout import empty_image, memory_format_of
 from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y, taps_are_last
-from invbench.ops.triton_gpu import span_launching
-from invbench.ops.triton_gpu.aggregate_launching import forward_launch, grad_weight_launch, grad_x_launch
+from invbench.ops.triton_gpu import aggregate_launching, banded_launching, span_launching
 from invbench.ops.triton_gpu.launching import INTERPRETED
 from invbench.ops.triton_gpu.reduce_kernel import empty_hidden, reduce_launch
 from invbench.ops.triton_gpu.span_launching import dense, readable, writable
@@ -34,7 +34,8 @@ class TritonKernels:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
         y = empty_y(x, weight)
         if y.numel():
-            forward_launch(x, weight, y, window).run(x.device)
+            by = banded_launching if banded_launching.takes(x, weight, y, window) else aggregate_launching
+            by.forward_launch(x, weight, y, window).run(x.device)
         return y
 
     def grad_x(
@@ -43,14 +44,18 @@ class TritonKernels:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
         grad_x = empty_grad_x(grad_y, size, channels_last)
         if grad_x.numel():
-            grad_x_launch(grad_y, weight, grad_x, window).run(grad_y.device)
+            by = banded_launching if banded_launching.takes(grad_x, weight, grad_y, window) else aggregate_launching
+            by.grad_x_launch(grad_y, weight, grad_x, window).run(grad_y.device)
         return grad_x
 
     def grad_weight(self, grad_y: Tensor, x: Tensor, window: Window, G: int, taps_last: bool) -> Tensor:
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
         grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
         if grad_weight.numel():
-            grad_weight_launch(grad_y, x, grad_weight, window).run(x.device)
+            # With neighbouring positions, the banded kernel would spill.
+            banded = taps_last and banded_launching.takes(x, grad_weight, grad_y, window)
+            by = banded_launching if banded else aggregate_launching
+            by.grad_weight_launch(grad_y, x, grad_weight, window).run(x.device)
         return grad_weight
 
     def gradients(self, grad_y: Tensor, x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Tensor]:

@@ -15,25 +15,18 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
-from invbench.ops.fused import Generator, Norm, Reducer
-from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import aggregate_launching, sass, span_launching
+from invbench.ops.triton_gpu import sass
 from invbench.ops.triton_gpu.compiling import TARGETS, Target, compile_launch, in_compilers
 from invbench.ops.triton_gpu.launching import Launch
-from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
-from invbench.ops.triton_gpu.span_launching import problem_of
-from invbench.ops.triton_gpu.tiling import FORWARD, GRAD_HIDDEN, GRAD_X, KERNELS, Chip, default_cut
+from invbench.ops.triton_gpu.shipped import SHIPPED, STAGES, Stage
 from invbench.spec import DTYPES
 
 WIDE = re.compile(
@@ -119,109 +112,6 @@ def thread_instructions(executed: float, num_warps: int, pairs: float) -> float:
     executed: warp instructions of one warp. pairs: the pairs that one program computes, of which it may share some.
     """
     return executed * 32 * num_warps / pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The involution of one stage of RedNet-50 on 256 images of 224x224: C channels of HxH in G groups, 7x7 taps."""
-
-    C: int
-    H: int
-    G: int
-
-    @property
-    def pairs(self) -> int:
-        """(position, group) pairs of the whole batch."""
-        return 256 * self.H**2 * self.G
-
-    def __str__(self) -> str:
-        return f"{self.C}x{self.H}x{self.H}/{self.G}"
-
-
-WINDOW = Window(7, 1, 1, 3)
-STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7, 32))
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """A kernel as it is shipped: its ``launch`` for a dtype, a stage and a target, and the ``trips`` of that launch's
-    loops, None where they are not known; ``dtypes`` that it takes."""
-
-    name: str
-    launch: Callable[[torch.dtype, Stage, Target], Launch]
-    trips: Callable[[Launch], Sequence[float] | None]
-    dtypes: tuple[str, ...] = DTYPES
-
-
-def _image(stage: Stage, C: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(256, C, stage.H, stage.H, dtype=dtype, device="meta", memory_format=memory_format)
-
-
-def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
-    image = _image(stage, stage.C, dtype, channels_last)
-    weight = empty_weight(image, stage.G, 49, channels_last)
-    if kernel == "forward":
-        return aggregate_launching.forward_launch(image, weight, image, WINDOW)
-    if kernel == "grad_x":
-        return aggregate_launching.grad_x_launch(image, weight, image, WINDOW)
-    return aggregate_launching.grad_weight_launch(image, image, weight, WINDOW)
-
-
-def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
-    image, hidden = _image(stage, stage.C, dtype, True), _image(stage, stage.C // 4, dtype, True)
-    span = torch.empty(stage.G * 49, stage.C // 4, dtype=dtype, device="meta")
-    generator = Generator(span, span[:, 0].contiguous(), stage.G)
-    problem = problem_of(tuple(image.shape), tuple(image.shape), generator, WINDOW)
-    cut = default_cut(kernel, problem, Chip(304, 64) if isinstance(target, str) else Chip())
-    if kernel == FORWARD:
-        return span_launching.forward_launch(image, hidden, generator, image, WINDOW, cut)
-    if kernel == GRAD_X:
-        return span_launching.grad_x_launch(image, hidden, generator, image, WINDOW, cut)
-    if kernel == GRAD_HIDDEN:
-        return span_launching.grad_hidden_launch(image, image, generator, hidden, WINDOW, cut)
-    return span_launching.grad_span_launch(image, image, hidden, generator, WINDOW, cut=cut)[0]
-
-
-def _span_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
-    """A loop over images or tiles, and one over rows; over rows alone; or over blocks of units."""
-    named: dict[str, Any] = launch.named
-    if kernel == GRAD_X:
-        return (int(named["ROWS"]) + WINDOW.K - 1,)
-    if kernel == GRAD_HIDDEN:
-        return (int(named["unit_blocks"]),)
-    return int(named["IMAGES" if kernel == FORWARD else "tiles_each"]), int(named["ROWS"])
-
-
-def _reduce_launch(dtype: torch.dtype, stage: Stage, _: Target) -> Launch:
-    weight = torch.empty(stage.C // 4, stage.C, dtype=dtype, device="meta")
-    norm = Norm(*(weight[:, 0].contiguous(),) * 4, 1e-5)
-    hidden = _image(stage, stage.C // 4, dtype, channels_last=True)
-    return reduce_launch(_image(stage, stage.C, dtype, channels_last=True), Reducer(weight, None, norm, True), hidden)
-
-
-DTYPES_16 = ("float16", "bfloat16")
-SHIPPED = (
-    *(
-        Configuration(
-            f"{kernel} {'channels_last' if channels_last else 'contiguous'}",
-            partial(_aggregate_launch, kernel, channels_last),
-            trips=lambda launch: (launch.constants["K"],),  # the rows of taps; a row is unrolled
-        )
-        for kernel, channels_last in product(("forward", "grad_x", "grad_weight"), (True, False))
-    ),
-    *(
-        Configuration(
-            f"span {kernel}",
-            partial(_span_launch, kernel),
-            partial(_span_trips, kernel),
-            dtypes=DTYPES_16,
-        )
-        for kernel in KERNELS
-    ),
-    # The compiler overlaps the iterations of its loop as it likes.
-    Configuration("reduce", _reduce_launch, lambda _: None, DTYPES_16),
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from invbench.ops.triton_gpu.tiling import (
     GRAD_SPAN,
     GRAD_X,
     KEPT_CHANNELS,
-    LINE,
     SPAN_CHANNELS,
     Chip,
     Cut,
@@ -86,7 +85,7 @@ def forward_launch(
             p.N, p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips, cut.tile.rows, cut.tile.images,
             *x.stride(), *hidden.stride(), *y.stride(),
         ),
-        constants=_constants(cut) | {"Q": _columns(problem), "KEEP_SPAN": cut.keeps_span},
+        constants=_constants(cut) | {"Q": problem.columns, "KEEP_SPAN": cut.keeps_span},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -128,7 +127,7 @@ def grad_hidden_launch(
             p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips,
             *grad_y.stride(), *x.stride(), *grad_hidden.stride(),
         ),
-        constants=_constants(cut) | {"Q": _columns(problem), "HEIGHT": cut.tile.rows, "KEEP_SPAN": cut.keeps_span},
+        constants=_constants(cut) | {"Q": problem.columns, "HEIGHT": cut.tile.rows, "KEEP_SPAN": cut.keeps_span},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -158,7 +157,7 @@ def grad_span_launch(
             *grad_y.stride(), *x.stride(), *hidden.stride(),
         ),
         constants=_constants(cut)
-        | {"Q": _columns(problem), "R": min(SPAN_CHANNELS, problem.hidden_channels), "ATOMIC": atomic},
+        | {"Q": problem.columns, "R": min(SPAN_CHANNELS, problem.hidden_channels), "ATOMIC": atomic},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -178,11 +177,6 @@ def _constants(cut: Cut) -> dict[str, Any]:
         "UNITS": cut.tile.units,
         "EXACT": INTERPRETED,
     }
-
-
-def _columns(problem: Problem) -> int:
-    """Columns of x that a line's windows read, as a power of two."""
-    return triton.next_power_of_2((LINE - 1) * problem.window.stride + problem.window.K)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How the work of the span kernels is cut into programs, and how many bytes of memory these ask for."""
+"""How the work of the span and banded kernels is cut into programs, and how many bytes of memory these ask for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SPAN_CHANNELS = 32  # hidden channels of a program of grad_span
 WARPS_EACH = 8  # warps that keep a multiprocessor busy
 
 FORWARD, GRAD_X, GRAD_HIDDEN, GRAD_SPAN = KERNELS = ("forward", "grad_x", "grad_hidden", "grad_span")
+# With the weight given.
+BANDED_FORWARD, BANDED_GRAD_X, BANDED_GRAD_WEIGHT = BANDED = ("forward of weight", "grad_x of weight", "grad_weight")
 
 # The most hidden channels with which a warp, by its number of lanes, keeps a group's span in registers or in shared
 # memory, beside what else it keeps there; with more, it would spill.
@@ -36,7 +38,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The sizes of one aggregate whose weight is made of r hidden channels."""
+    """The sizes of one aggregate whose weight is made of r hidden channels, or given: then r is 0."""
 
     N: int
     C: int
@@ -69,6 +71,11 @@ class Problem:
         return max(8, triton.next_power_of_2(self.window.K + 1))
 
     @property
+    def columns(self) -> int:
+        """Columns of x that a line's windows read, as a power of two."""
+        return triton.next_power_of_2((LINE - 1) * self.window.stride + self.window.K)
+
+    @property
     def hidden_channels(self) -> int:
         """r as matrix units count it: a power of two, 16 at least."""
         return max(16, triton.next_power_of_2(self.r))
@@ -95,7 +102,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A problem cut into tiles for one of ``KERNELS``, on a chip."""
+    """A problem cut into tiles for one of ``KERNELS`` or ``BANDED``, on a chip."""
 
     kernel: str
     problem: Problem
@@ -108,21 +115,26 @@ class Cut:
         return self.problem.units // self.tile.units
 
     @property
+    def of_x(self) -> bool:
+        """Whether tiles are pixels of grad_x, not positions of y."""
+        return self.kernel in (GRAD_X, BANDED_GRAD_X)
+
+    @property
     def margin(self) -> int:
         """Columns by which the first line begins before the image, so that a window of stride 2 can begin with it."""
         window = self.problem.window
-        return (window.stride - 1) * (window.K // 2 % 2) if self.kernel == GRAD_X else 0
+        return (window.stride - 1) * (window.K // 2 % 2) if self.of_x else 0
 
     @property
     def lines(self) -> int:
         """Lines side by side."""
-        columns = self.problem.W if self.kernel == GRAD_X else self.problem.W_out
+        columns = self.problem.W if self.of_x else self.problem.W_out
         return triton.cdiv(max(self.problem.residues(columns)) + self.margin, LINE)
 
     @property
     def strips(self) -> int:
         """Strips one below the other."""
-        rows = self.problem.H if self.kernel == GRAD_X else self.problem.H_out
+        rows = self.problem.H if self.of_x else self.problem.H_out
         return triton.cdiv(max(self.problem.residues(rows)), self.tile.rows)
 
     @property
@@ -139,7 +151,7 @@ class Cut:
     @property
     def keeps_span(self) -> bool:
         """Whether a warp keeps what it needs of the span in registers."""
-        return self.problem.hidden_channels <= KEPT_CHANNELS[self.chip.lanes][self.kernel]
+        return self.problem.hidden_channels <= KEPT_CHANNELS[self.chip.lanes].get(self.kernel, 0)
 
     @property
     def num_warps(self) -> int:
@@ -163,6 +175,15 @@ class Cut:
         """
         p, K = self.problem, self.problem.window.K
         image, of_x, of_y = p.N * size, self._asked_of_x(), sum(p.residues(p.H_out)) * sum(p.residues(p.W_out))
+        if self.kernel in BANDED:
+            # Positions' weights, once for each unit.
+            read = self._asked_for_x() if self.of_x else of_y
+            given = image * p.units * K * K * read
+            if self.of_x:
+                written = sum(p.residues(p.H)) * sum(p.residues(p.W))
+                return Counter(grad_y=image * p.C * read, weight=given, grad_x=image * p.C * written)
+            names = ("y", "weight") if self.kernel == BANDED_FORWARD else ("grad_y", "grad_weight")
+            return Counter({"x": image * p.C * of_x, names[0]: image * p.C * of_y, names[1]: given})
         taps = p.units * K * K * parameter_size  # of bias, once for each unit
         if self.kernel == GRAD_X:
             of_y = self._asked_for_x()
@@ -235,7 +256,8 @@ def default_cut(kernel: str, problem: Problem, chip: Chip) -> Cut:
             warps *= cut.places
         return sum(cut.asked(2, 2).values()) * max(1.0, chip.multiprocessors * WARPS_EACH / warps)
 
-    return min(cuts(kernel, problem, chip), key=cost)
+    # Of equals the one with more units, whose loads are longer.
+    return min(cuts(kernel, problem, chip), key=lambda cut: (cost(cut), -cut.tile.units))
 
 
 def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
@@ -249,12 +271,13 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
         yield Cut(kernel, problem, Tile(choices[-1], max(1, min(4, 128 // problem.hidden_channels))), chip)
         return
-    whole = max(problem.residues(problem.H if kernel == GRAD_X else problem.H_out))
+    of_x = kernel in (GRAD_X, BANDED_GRAD_X)
+    whole = max(problem.residues(problem.H if of_x else problem.H_out))
     for units in choices:
         rows = whole
         while True:
             # Strips of grad_x begin where a window of stride 2 can.
-            step = problem.window.stride if kernel == GRAD_X else 1
+            step = problem.window.stride if of_x else 1
             for images in (1, 2, 4, 8) if kernel == FORWARD and rows == whole else (1,):
                 yield Cut(kernel, problem, Tile(units, triton.cdiv(rows, step) * step, images), chip)
             if rows <= max(2, problem.window.K // 2):

@@ -1,0 +1,172 @@
+"""The aggregate and its two gradients in 16 bits on the matrix units, with the weight given.
+
+A window row of the aggregate is a banded product (``band``), whose band is loaded; programs walk as those of
+``span_kernels`` do, and the limits are theirs. A group has at most one unit where its weight's gradient is written.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from invbench.ops.triton_gpu.band import band_of, product, taps_of
+from invbench.ops.triton_gpu.span_kernels import SIZES, WIDTH, channels_of, columns_of, load_row, place_of
+
+
+@triton.jit(do_not_specialize=SIZES)
+def banded_forward_kernel(
+    x_ptr,  # [N, C, H, W]
+    weight_ptr,  # [N, G, K*K, H_out, W_out]
+    y_ptr,  # [N, C, H_out, W_out]
+    H, W, H_out, W_out, unit_blocks, lines, strips, ROWS,
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
+    weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
+    y_stride_n, y_stride_c, y_stride_h, y_stride_w,
+    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Write y, LINE = 16 columns of ROWS rows of UNITS units a program."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    LINE: tl.constexpr = 16
+    PADDING: tl.constexpr = K // 2
+    unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    position, shift, odd = columns_of(LINE, STRIDE)
+    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
+    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
+    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+    slot = tl.arange(0, SLOTS)[None, None, :]
+    x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
+    y_ptrs = y_ptr + n * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
+    y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w)
+    weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
+    weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
+
+    first = strip * ROWS
+    kept = ()
+    for u in tl.static_range(K - STRIDE):
+        kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+    for i in range(first, first + ROWS):
+        for fresh in tl.static_range(STRIDE):
+            row = i * STRIDE - PADDING + (K - STRIDE) + fresh
+            kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
+        y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
+        for u in tl.static_range(K):
+            ptrs = weight_ptrs + u * K * weight_stride_tap
+            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, (j < columns_out) & (slot < K))
+            y = product(band_of(taps, shift, odd, Q, DTYPE), kept[u], y, EXACT)
+        kept = kept[STRIDE:]
+        is_written = (j < columns_out) & is_channel & (i < rows_out)
+        tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def banded_grad_x_kernel(
+    grad_y_ptr,  # [N, C, H_out, W_out]
+    weight_ptr,  # [N, G, K*K, H_out, W_out]
+    grad_x_ptr,  # [N, C, H, W]
+    H, W, H_out, W_out, unit_blocks, lines, strips, ROWS,
+    grad_y_stride_n, grad_y_stride_c, grad_y_stride_h, grad_y_stride_w,
+    weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
+    grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
+    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
+    UNITS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS is a multiple of STRIDE."""
+    DTYPE: tl.constexpr = grad_y_ptr.dtype.element_ty
+    LINE: tl.constexpr = 16
+    PADDING: tl.constexpr = K // 2
+    POSITIONS: tl.constexpr = 32 // STRIDE
+    unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    position, shift, odd = columns_of(POSITIONS, STRIDE)
+    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
+    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
+    q = line * LINE - (STRIDE - 1) * (PADDING % 2) + tl.arange(0, LINE)[None, :, None]  # [1, LINE, 1]
+    j = (line * LINE - (STRIDE - 1) * (PADDING % 2) + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
+    in_columns = ((j >= 0) & (j < columns_out) & (position * STRIDE < LINE + K - 1))[None, :, None]
+    j = j[None, :, None]  # [1, POSITIONS, 1]
+    in_line = (q >= 0) & (q < columns) & is_channel
+    slot = tl.arange(0, SLOTS)[None, None, :]
+    grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
+    grad_x_ptrs += c * grad_x_stride_c + q * (DILATION * grad_x_stride_w)
+    grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w)
+    weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
+    weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
+
+    sums = ()
+    for u in tl.static_range(K):
+        sums = sums + (tl.zeros([UNITS, LINE, WIDTH], tl.float32),)
+    last = strip * ROWS + ROWS
+    start = (strip * ROWS + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16
+    for i in range(start, (last - 1 + PADDING) // STRIDE + 1):
+        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_columns & is_channel)
+        more = ()
+        for u in tl.static_range(K):
+            ptrs = weight_ptrs + u * K * weight_stride_tap
+            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, in_columns & (slot < K))
+            band = band_of(taps, shift - (K - 1) // 2, odd, LINE, DTYPE)  # [UNITS, POSITIONS, LINE]
+            more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[u], EXACT),)
+        for done in tl.static_range(STRIDE):
+            row = i * STRIDE - PADDING + done
+            is_written = in_line & (row >= strip * ROWS) & (row < last) & (row < rows)
+            tl.store(grad_x_ptrs + row * (DILATION * grad_x_stride_h), more[done].to(DTYPE), mask=is_written)
+        sums = more[STRIDE:]
+        for _ in tl.static_range(STRIDE):
+            sums = sums + (tl.zeros([UNITS, LINE, WIDTH], tl.float32),)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def banded_grad_weight_kernel(
+    grad_y_ptr,  # [N, C, H_out, W_out]
+    x_ptr,  # [N, C, H, W]
+    grad_weight_ptr,  # [N, G, K*K, H_out, W_out]
+    H, W, H_out, W_out, unit_blocks, lines, strips, ROWS,
+    grad_y_stride_n, grad_y_stride_c, grad_y_stride_h, grad_y_stride_w,
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
+    grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_tap, grad_weight_stride_h, grad_weight_stride_w,
+    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Write grad_weight, LINE = 16 columns of ROWS rows of UNITS groups, of up to WIDTH channels, a program."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    LINE: tl.constexpr = 16
+    PADDING: tl.constexpr = K // 2
+    unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    position, shift, odd = columns_of(LINE, STRIDE)
+    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
+    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
+    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+    slot = tl.arange(0, SLOTS)[None, None, :]
+    x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
+    grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w)
+    ptrs = grad_weight_ptr + n * grad_weight_stride_n + row_0 * grad_weight_stride_h + column_0 * grad_weight_stride_w
+    ptrs += group[:, None, None] * grad_weight_stride_g + slot * grad_weight_stride_tap
+    ptrs += j * (DILATION * grad_weight_stride_w)
+
+    first = strip * ROWS
+    kept = ()
+    for u in tl.static_range(K - STRIDE):
+        kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+    for i in range(first, first + ROWS):
+        for fresh in tl.static_range(STRIDE):
+            row = i * STRIDE - PADDING + (K - STRIDE) + fresh
+            kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
+        in_line = (j < columns_out) & is_channel
+        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_line)
+        for u in tl.static_range(K):
+            band = tl.zeros([UNITS, LINE, Q], tl.float32)
+            band = product(grad_y, tl.permute(kept[u], [0, 2, 1]), band, EXACT)
+            taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
+            tap_ptrs = ptrs + i * (DILATION * grad_weight_stride_h) + u * K * grad_weight_stride_tap
+            tl.store(tap_ptrs, taps, mask=(j < columns_out) & (slot < K) & (i < rows_out))
+        kept = kept[STRIDE:]
