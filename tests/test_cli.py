@@ -249,7 +249,7 @@ def test_op_has_the_defaults_of_the_interface(monkeypatch: pytest.MonkeyPatch, c
     assert flat["G"] == 16
     assert flat["threads"] == machine.usable_cores()
     assert settings.baseline == "conv2d"
-    assert settings.backends == tuple(BACKENDS)
+    assert settings.backends == tuple(name for name in BACKENDS if name not in ("triton-atomic", "triton-unfused"))
     assert settings.asked_for == ()
 
 

@@ -13,7 +13,7 @@ from invbench.cli.options import option
 from invbench.harness import keep_quiet, server
 from invbench.harness.blocks import Budget
 from invbench.harness.settings import Settings
-from invbench.ops import BACKENDS
+from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output
 from invbench.report.progress import progress
 from invbench.results import ResultSet
@@ -90,7 +90,7 @@ def op(
         with progress(quiet) as tell:
             tell("importing torch")
             keep_quiet()
-            backends = tuple(dict.fromkeys(backend)) if backend else tuple(BACKENDS)
+            backends = tuple(dict.fromkeys(backend)) if backend else DEFAULT_BACKENDS
             if device and device.startswith("cpu"):
                 server.start(backends)  # it imports torch, too: at the same time
             with held_back():

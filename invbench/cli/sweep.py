@@ -34,7 +34,7 @@ from invbench.harness.sweep import (
     tasks_of,
 )
 from invbench.harness.worker import STOP_SECONDS
-from invbench.ops import BACKENDS
+from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output
 from invbench.report.plan import point_line, render_plan
 from invbench.report.progress import Teller, progress
@@ -149,7 +149,7 @@ def sweep(
     filters = tuple(Expression(text, FIELDS) for text in keep or ())
     grid = study.grid.with_axes(axes, filters)
     settings = Settings(
-        backends=tuple(dict.fromkeys(named)) or study.backends or tuple(BACKENDS),
+        backends=tuple(dict.fromkeys(named)) or study.backends or DEFAULT_BACKENDS,
         asked_for=tuple(dict.fromkeys(named)),
         budget=Budget(
             seconds=budget or study.budget or BUDGET, precision=(precision or study.precision or 2.0) / 100

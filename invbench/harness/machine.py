@@ -120,6 +120,7 @@ def backends_here() -> list[dict[str, Any]]:
     for backend in BACKENDS.values():
         reasons = {device: backend.unavailable(device) for device in devices}
         row = {**asdict(backend), "devices": list(backend.devices), "dtypes": list(backend.dtypes)}
+        row["fused"] = backend.fused is not None
         row["available"] = [device for device, reason in reasons.items() if reason is None]
         row["unavailable"] = {device: reason for device, reason in reasons.items() if reason is not None}
         rows.append(row)

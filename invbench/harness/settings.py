@@ -7,7 +7,7 @@ from typing import Protocol
 
 from invbench.cost import WORK, cost_of
 from invbench.harness.blocks import Budget
-from invbench.ops import BACKENDS
+from invbench.ops import DEFAULT_BACKENDS
 from invbench.results import Result, Status
 from invbench.spec import Case, InvbenchError
 
@@ -45,7 +45,7 @@ class Settings:
     convolution's name, or None for no ratios. autotune: whether cuDNN may choose by trying. custom: a user's operators.
     """
 
-    backends: tuple[str, ...] = tuple(BACKENDS)
+    backends: tuple[str, ...] = DEFAULT_BACKENDS
     asked_for: tuple[str, ...] = ()
     baseline: str | None = "conv2d"
     budget: Budget = field(default_factory=Budget)

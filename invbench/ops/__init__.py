@@ -77,7 +77,8 @@ class Backend:
     """One implementation of the operator.
 
     ``devices`` and ``dtypes`` are what it can ever run on; ``fused`` says for which layers the generated weight never
-    reaches memory, if for any; ``automatic`` that ``backend="auto"`` may choose it. ``summary`` is one line for people.
+    reaches memory, if for any; ``automatic`` that ``backend="auto"`` may choose it; ``named_only`` that it is measured
+    only where it is asked for by name. ``summary`` is one line for people.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Backend:
     differentiable: bool = True
     fused: Fusing | None = None
     automatic: bool = True
+    named_only: bool = False
 
     def load(self) -> Implementation:
         """Import the module; raises whatever its optional library raises."""
@@ -114,6 +116,17 @@ def _unavailable(backend: Backend, device: str) -> str | None:
     return implementation.unavailable(device)
 
 
+TRITON_FUSING = Fusing(
+    dtypes=("float16", "bfloat16"),
+    padding_modes=("zeros",),
+    K=15,
+    stride=2,
+    dilates_strides=False,
+    group_channels=4,
+    hidden_channels=128,
+    numbers=2**31 - 1,
+)
+
 # Fastest first: "auto" takes the first that does not refuse.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -123,16 +136,24 @@ BACKENDS: dict[str, Backend] = {
             "invbench.ops.triton_gpu",
             "GPU kernels written in Triton",
             devices=("cuda", "xpu"),
-            fused=Fusing(
-                dtypes=("float16", "bfloat16"),
-                padding_modes=("zeros",),
-                K=15,
-                stride=2,
-                dilates_strides=False,
-                group_channels=4,
-                hidden_channels=128,
-                numbers=2**31 - 1,
-            ),
+            fused=TRITON_FUSING,
+        ),
+        Backend(
+            "triton-atomic",
+            "invbench.ops.triton_gpu.atomic",
+            "triton, but gradients of parameters are added up by atomics: faster, and no two runs alike",
+            devices=("cuda", "xpu"),
+            fused=TRITON_FUSING,
+            automatic=False,
+            named_only=True,
+        ),
+        Backend(
+            "triton-unfused",
+            "invbench.ops.triton_gpu",
+            "triton, but the weight is always made in memory: what fusing is worth",
+            devices=("cuda", "xpu"),
+            automatic=False,
+            named_only=True,
         ),
         Backend(
             "numba",
@@ -163,6 +184,9 @@ BACKENDS: dict[str, Backend] = {
         ),
     )
 }
+
+# What is measured where nobody asks for backends by name.
+DEFAULT_BACKENDS = tuple(name for name, backend in BACKENDS.items() if not backend.named_only)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,11 +18,12 @@ def render_backends(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
     if as_json:
         return json.dumps(rows, indent=1)
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
-    indent = " " * 12
+    names = 2 + max((len(row["name"]) for row in rows), default=0)
+    indent = " " * names
     lines = []
     for row in rows:
         where = f"runs on {', '.join(row['available'])}" if row["available"] else "unavailable here"
-        lines.append(f"{row['name']:12}{where}: {row['summary']}")
+        lines.append(f"{row['name']:{names}}{where}: {row['summary']}")
         for device, reason in row["unavailable"].items():
             text = f"not on {device}: {reason}"
             lines += textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")

@@ -116,7 +116,11 @@ def thread_instructions(executed: float, num_warps: int, pairs: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; ``thread_instructions`` for each (position, group), None where they are not counted."""
+    """One line of the table.
+
+    ``thread_instructions`` for each (position, group), and ``asked_over_least``, bytes over the fewest that would do, are
+    None where they are not counted. ``triton`` is the compiler's version.
+    """
 
     kernel: str
     stage: str
@@ -128,6 +132,8 @@ class Row:
     shared_bytes: int
     wide_accesses: int
     thread_instructions: float | None
+    asked_over_least: float | None
+    triton: str = triton.__version__
 
 
 def row_of(case: tuple[str, Stage, str, Target]) -> Row:
@@ -143,6 +149,7 @@ def row_of(case: tuple[str, Stage, str, Target]) -> Row:
     return Row(
         name, str(stage), dtype, target, code.registers, code.spilled_bytes, code.spilled_registers,
         code.shared_bytes, code.wide_accesses, count,
+        shipped.asked_over_least(getattr(torch, dtype).itemsize, stage, target),
     )  # fmt: skip
 
 
@@ -151,7 +158,7 @@ def as_table(rows: Sequence[Row]) -> str:
     lines = [[name.replace("_", " ") for name in asdict(rows[0])]]
     for row in rows:
         values = asdict(row).values()
-        lines.append(["-" if v is None else f"{v:.0f}" if isinstance(v, float) else str(v) for v in values])
+        lines.append(["-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -163,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", nargs="+", choices=as_target, default=list(as_target), help="GPUs (default: all)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--kernel", default="", metavar="NAME", help="those whose name begins so (default: all)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
     chosen = parser.parse_args(arguments)
     targets = [as_target[name] for name in chosen.target]
     cases = [
@@ -175,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cases:
         parser.error(f"--kernel {chosen.kernel}: no kernel begins so; got of: {', '.join(s.name for s in SHIPPED)}")
     rows = in_compilers(row_of, cases)
-    sys.stdout.write((json.dumps([asdict(row) for row in rows], indent=1) if chosen.json else as_table(rows)) + "\n")
+    lines = (json.dumps(asdict(row)) for row in rows)
+    sys.stdout.write(("\n".join(lines) if chosen.json else as_table(rows)) + "\n")
 
 
 if __name__ == "__main__":

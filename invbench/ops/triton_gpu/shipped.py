@@ -17,7 +17,6 @@ from invbench.ops.triton_gpu import aggregate_launching, banded_launching, span_
 from invbench.ops.triton_gpu.compiling import Target
 from invbench.ops.triton_gpu.launching import Launch
 from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
-from invbench.ops.triton_gpu.span_launching import problem_of
 from invbench.ops.triton_gpu.tiling import (
     BANDED,
     BANDED_FORWARD,
@@ -28,8 +27,10 @@ from invbench.ops.triton_gpu.tiling import (
     GRAD_X,
     KERNELS,
     Chip,
+    Cut,
     Problem,
     default_cut,
+    shares_of,
 )  # fmt: skip
 from invbench.spec import DTYPES
 
@@ -58,12 +59,31 @@ STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7,
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """A kernel as it is shipped: its ``launch`` for a dtype, a stage and a target, and the ``trips`` of that launch's
-    loops, None where they are not known; ``dtypes`` that it takes."""
+    loops, None where they are not known; ``dtypes`` that it takes; ``tiled``, its name in ``tiling``, if it has one."""
 
     name: str
     launch: Callable[[torch.dtype, Stage, Target], Launch]
     trips: Callable[[Launch], Sequence[float] | None]
     dtypes: tuple[str, ...] = DTYPES
+    tiled: str = ""
+
+    def asked_over_least(self, size: int, stage: Stage, target: Target) -> float | None:
+        """The bytes that the launch asks for, over the fewest that would do: each number once, parameters left out.
+
+        size: bytes of a number. None where there is no model of it.
+        """
+        if not self.tiled:
+            return None
+        cut = _cut(self.tiled, stage, target)
+        made = stage.G * WINDOW.K**2 if self.tiled in BANDED else stage.C // 4
+        least = 256 * stage.H**2 * (2 * stage.C + made) * size
+        return sum(cut.asked(size, size, shares_of(cut)).values()) / least
+
+
+def _cut(kernel: str, stage: Stage, target: Target) -> Cut:
+    r = 0 if kernel in BANDED else stage.C // 4
+    chip = Chip(304, 64) if isinstance(target, str) else Chip()  # an MI300X, and an H100 or H200
+    return default_cut(kernel, Problem(256, stage.C, *(stage.H,) * 4, stage.G, r, WINDOW), chip)
 
 
 def _image(stage: Stage, C: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -85,8 +105,7 @@ def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) 
     image, hidden = _image(stage, stage.C, dtype, True), _image(stage, stage.C // 4, dtype, True)
     span = torch.empty(stage.G * 49, stage.C // 4, dtype=dtype, device="meta")
     generator = Generator(span, span[:, 0].contiguous(), stage.G)
-    problem = problem_of(tuple(image.shape), tuple(image.shape), generator, WINDOW)
-    cut = default_cut(kernel, problem, _chip(target))
+    cut = _cut(kernel, stage, target)
     if kernel == FORWARD:
         return span_launching.forward_launch(image, hidden, generator, image, WINDOW, cut)
     if kernel == GRAD_X:
@@ -99,16 +118,12 @@ def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) 
 def _banded_launch(kernel: str, taps_last: bool, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
     image = _image(stage, stage.C, dtype, channels_last=True)
     weight = empty_weight(image, stage.G, 49, taps_last)
-    cut = default_cut(kernel, Problem(256, stage.C, *(stage.H,) * 4, stage.G, 0, WINDOW), _chip(target))
+    cut = _cut(kernel, stage, target)
     if kernel == BANDED_FORWARD:
         return banded_launching.forward_launch(image, weight, image, WINDOW, cut)
     if kernel == BANDED_GRAD_X:
         return banded_launching.grad_x_launch(image, weight, image, WINDOW, cut)
     return banded_launching.grad_weight_launch(image, image, weight, WINDOW, cut)
-
-
-def _chip(target: Target) -> Chip:
-    return Chip(304, 64) if isinstance(target, str) else Chip()
 
 
 def _rows_walked(kernel: str, launch: Launch) -> tuple[int]:
@@ -149,12 +164,13 @@ SHIPPED = (
             partial(_banded_launch, kernel, taps_last),
             partial(_rows_walked, kernel),
             DTYPES_16,
+            tiled=kernel,
         )
         for kernel, taps_last in product(BANDED, (True, False))
         if taps_last or kernel != BANDED_GRAD_WEIGHT
     ),
     *(
-        Configuration(f"span {kernel}", partial(_span_launch, kernel), partial(_span_trips, kernel), DTYPES_16)
+        Configuration(f"span {kernel}", partial(_span_launch, kernel), partial(_span_trips, kernel), DTYPES_16, kernel)
         for kernel in KERNELS
     ),
     # The compiler overlaps the iterations of its loop as it likes.
