@@ -118,8 +118,8 @@ def thread_instructions(executed: float, num_warps: int, pairs: float) -> float:
 class Row:
     """One line of the table.
 
-    ``thread_instructions`` for each (position, group), and ``asked_over_least``, bytes over the fewest that would do, are
-    None where they are not counted. ``triton`` is the compiler's version.
+    ``thread_instructions`` for each (position, group), and ``asked_over_least``, bytes over the fewest that would do,
+    are None where they are not counted. ``triton`` is the compiler's version.
     """
 
     kernel: str
