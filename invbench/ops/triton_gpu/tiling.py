@@ -224,18 +224,19 @@ def _inside(first: int, end: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def default_cut(kernel: str, problem: Problem, chip: Chip) -> Cut:
-    """The cut that asks for the least bytes, as far as it keeps the multiprocessors busy.
+    """The cut of the least ``cost``."""
+    return min(cuts(kernel, problem, chip), key=cost)
+
+
+def cost(cut: Cut) -> float:
+    """Bytes that a launch asks for, stretched as far as it does not keep the multiprocessors busy.
 
     Too few warps are taken to stretch the time in proportion.
     """
-
-    def cost(cut: Cut) -> float:
-        warps = cut.programs * cut.num_warps
-        if kernel == GRAD_SPAN:  # shares make as many programs as are needed
-            warps *= cut.places
-        return sum(cut.asked(2, 2).values()) * max(1.0, chip.multiprocessors * WARPS_EACH / warps)
-
-    return min(cuts(kernel, problem, chip), key=cost)
+    warps = cut.programs * cut.num_warps
+    if cut.kernel == GRAD_SPAN:  # shares make as many programs as are needed
+        warps *= cut.places
+    return sum(cut.asked(2, 2).values()) * max(1.0, cut.chip.multiprocessors * WARPS_EACH / warps)
 
 
 def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
