@@ -1,9 +1,10 @@
-"""What every test runs under: Triton's interpreter where there is no GPU, and uninitialised memory full of NaN."""
+"""What every test runs under: Triton's interpreter where there is no GPU, uninitialised memory full of NaN, and kernels
+that are not tuned, since there are thousands of small problems."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ if not torch.cuda.is_available():
 
 # It learns torch's functions while it is imported: before the fixture below replaces some.
 import torch._dynamo
+
+from invbench.ops.autotuning import autotuning
 
 # Thousands of tiny operations: on shared cores, starting two threads for each costs more than they save.
 torch.set_num_threads(1)
@@ -48,3 +51,16 @@ def uninitialised_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, nan_filled(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(torch.Tensor, name, nan_filled(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is kept in the user's."""
+    os.environ["INVBENCH_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_tuned() -> Iterator[None]:
+    """Until a test or the harness allows it."""
+    with autotuning(False):
+        yield

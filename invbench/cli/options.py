@@ -29,7 +29,7 @@ Precision = Annotated[
     float, option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
 ]
 Seed = Annotated[int, option("--seed", "Seed of the inputs and of the order of blocks.")]
-NoAutotune = Annotated[bool, option("--no-autotune", "Let nothing choose its algorithm by trying.")]
+NoAutotune = Annotated[bool, option("--no-autotune", "Neither cuDNN nor the Triton kernels choose by trying.")]
 Format = Annotated[str | None, option("--format", "Format of standard output. [default: table]", *FORMATS)]
 Output = Annotated[
     Path | None, option("--output", "Write a file, too; format from its suffix unless given.", metavar="FILE")

@@ -22,7 +22,7 @@ from invbench.harness.settings import (
     check_clock,
 )
 from invbench.harness.subjects import Runnable, require_fitting
-from invbench.harness.timing import Run, cudnn_autotune, measure_arms, with_warnings
+from invbench.harness.timing import Run, algorithms_by_trying, measure_arms, with_warnings
 from invbench.ops import BACKENDS
 from invbench.results import Result
 from invbench.results.quantities import Memory
@@ -70,7 +70,7 @@ def measure_point(
         server.start(settings.backends)
     machine.set_threads(case.threads)
     load = machine.load()  # before our own work counts
-    with cudnn_autotune(device, settings.autotune):
+    with algorithms_by_trying(device, settings.autotune):
         with run.phase("prepare"):
             arms = _prepared(run, case, settings, skipped or {})
         peaks = known_peaks or run.peaks(case.dtype)

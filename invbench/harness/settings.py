@@ -42,7 +42,8 @@ class Settings:
     """How a point is measured; stored with its results.
 
     asked_for: the backends that the user named, which are an error where none of them can run. baseline: a
-    convolution's name, or None for no ratios. autotune: whether cuDNN may choose by trying. custom: a user's operators.
+    convolution's name, or None for no ratios. autotune: whether cuDNN and the Triton kernels may choose by trying.
+    custom: a user's operators.
     """
 
     backends: tuple[str, ...] = DEFAULT_BACKENDS

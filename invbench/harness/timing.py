@@ -19,6 +19,7 @@ from invbench.harness.device_clock import clock_for
 from invbench.harness.floors import floor_in_use
 from invbench.harness.settings import Watch, describe_failure
 from invbench.harness.steps import Step
+from invbench.ops.autotuning import autotuning
 from invbench.results import Result, Status
 from invbench.results.quantities import Samples
 
@@ -203,6 +204,13 @@ def _slowed_down(latency: Samples) -> Iterator[str]:
         share = f"{sum(latency.power_capped)} of {len(latency.power_capped)} blocks"
         remedy = "trust ratios of rows that were capped alike, or lock lower clocks (nvidia-smi -lgc)"
         yield f"the power cap held the GPU's clocks down in {share}: {remedy}"
+
+
+@contextlib.contextmanager
+def algorithms_by_trying(device: torch.device, allowed: bool) -> Iterator[None]:
+    """cuDNN and our own kernels may choose by trying, at a first call of each size, or may not."""
+    with cudnn_autotune(device, allowed), autotuning(allowed):
+        yield
 
 
 @contextlib.contextmanager

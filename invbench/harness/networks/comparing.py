@@ -17,7 +17,7 @@ from invbench.harness.networks.build import Networks
 from invbench.harness.point import Point
 from invbench.harness.settings import Unwatched, check_clock
 from invbench.harness.steps import Step
-from invbench.harness.timing import Arm, Run, cudnn_autotune, measure_arms, with_warnings
+from invbench.harness.timing import Arm, Run, algorithms_by_trying, measure_arms, with_warnings
 from invbench.models import SUBJECTS, create
 from invbench.models.counting import count
 from invbench.ops import BACKENDS
@@ -46,7 +46,7 @@ def compare_networks(
     run = Run(settings, device, tell, Unwatched())
     machine.set_threads(case.threads)
     load = machine.load()  # before our own work counts
-    with cudnn_autotune(device, settings.autotune):
+    with algorithms_by_trying(device, settings.autotune):
         with run.phase("prepare"):
             arms = _prepared(run, case, settings)
         peaks = run.peaks(case.dtype)

@@ -3,16 +3,20 @@
 With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits and
 channels_last, on the matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``),
 and with the weight made where it is used (``span_kernels``, ``span_launching``); ``tiling`` is how this work is cut,
-and what it asks of memory. ``reduce_kernel`` makes the hidden channels
-for inference. ``launching`` is what all launches share.
+and what it asks of memory, ``tuning`` which cut is the fastest. ``reduce_kernel`` makes the hidden channels for
+inference. ``launching`` is what all launches share.
 
-Nothing waits for the GPU, and nothing here is CUDA's alone: a launch goes to the current stream of its tensors' device.
+Nothing waits for the GPU but the first ``tuning`` of a problem, and nothing here is CUDA's alone: a launch goes to the
+current stream of its tensors' device.
 
 ``compiling`` and ``inspection`` (with ``sass``) say what a launch is compiled to, ``traffic`` what it asks of memory;
 running imports none of them.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,9 +26,11 @@ from invbench.ops.fused import Fused, Generator, Reducer
 from invbench.ops.layout import empty_image, memory_format_of
 from invbench.ops.library import Aggregate, Window, empty_grad_x, empty_weight, empty_y, taps_are_last
 from invbench.ops.triton_gpu import aggregate_launching, banded_launching, span_launching
-from invbench.ops.triton_gpu.launching import INTERPRETED
+from invbench.ops.triton_gpu.launching import INTERPRETED, Launch
 from invbench.ops.triton_gpu.reduce_kernel import empty_hidden, reduce_launch
-from invbench.ops.triton_gpu.span_launching import dense, readable, writable
+from invbench.ops.triton_gpu.span_launching import chip_of, dense, problem_of, readable, writable
+from invbench.ops.triton_gpu.tiling import FORWARD, GRAD_SPAN, GRAD_X, Cut
+from invbench.ops.triton_gpu.tuning import TUNER, Task, Tuner
 
 
 class TritonKernels:
@@ -69,15 +75,15 @@ class TritonSpanKernels:
     """``fused.SpanKernels``; x and hidden in 16 bits.
 
     atomic: whether the gradients of span and bias are added up in the order in which programs finish, which is faster
-    and does not repeat bit for bit.
+    and does not repeat bit for bit. tuner: chooses cuts.
     """
 
-    def __init__(self, atomic: bool = False) -> None:
-        self.atomic = atomic
+    def __init__(self, atomic: bool = False, tuner: Tuner = TUNER) -> None:
+        self.atomic, self.tuner = atomic, tuner
 
     def span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window) -> Tensor:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W] and hidden [N, r, H_out, W_out]."""
-        return _span_forward(x, hidden, generator, window, fused.empty_y(x, hidden))
+        return self._span_forward(x, hidden, generator, window, fused.empty_y(x, hidden))
 
     def span_backward(
         self, grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window
@@ -90,11 +96,19 @@ class TritonSpanKernels:
             return grad_x.zero_(), grad_hidden.zero_(), span, bias
         grad_y, x, hidden, generator = readable(grad_y), readable(x), readable(hidden), dense(generator)
         found_x, found_hidden = writable(grad_x), writable(grad_hidden)
-        launch, grad_span, grad_bias = span_launching.grad_span_launch(
-            grad_y, x, hidden, generator, window, self.atomic
-        )
+        task = Task(
+            GRAD_SPAN, problem_of(x.shape, grad_y.shape, generator, window), chip_of(x.device), x.dtype, x.device,
+            self.atomic,
+        )  # fmt: skip
+
+        def span_launch(cut: Cut) -> tuple[Launch, Tensor, Tensor]:
+            return span_launching.grad_span_launch(grad_y, x, hidden, generator, window, self.atomic, cut)
+
+        launch, grad_span, grad_bias = span_launch(self.tuner.cut(task, lambda cut: span_launch(cut)[0]))
         launch.run(x.device)
-        span_launching.grad_x_launch(grad_y, hidden, generator, found_x, window).run(x.device)
+        x_launch = partial(span_launching.grad_x_launch, grad_y, hidden, generator, found_x, window)
+        task = replace(task, kernel=GRAD_X, atomic=False)
+        x_launch(self.tuner.cut(task, x_launch)).run(x.device)
         span_launching.grad_hidden_launch(grad_y, x, generator, found_hidden, window).run(x.device)
         grad_x = grad_x if found_x is grad_x else grad_x.copy_(found_x)
         grad_hidden = grad_hidden if found_hidden is grad_hidden else grad_hidden.copy_(found_hidden)
@@ -115,16 +129,19 @@ class TritonSpanKernels:
         hidden = empty_hidden(reduced, reducer.weight.shape[0])
         if hidden.numel():
             reduce_launch(reduced, reducer, hidden).run(x.device)
-        return _span_forward(image, hidden, generator, window, fused.empty_y(x, hidden))
+        return self._span_forward(image, hidden, generator, window, fused.empty_y(x, hidden))
 
-
-def _span_forward(x: Tensor, hidden: Tensor, generator: Generator, window: Window, y: Tensor) -> Tensor:
-    """y, written."""
-    if not y.numel():
-        return y
-    found = writable(y)
-    span_launching.forward_launch(readable(x), readable(hidden), dense(generator), found, window).run(x.device)
-    return y if found is y else y.copy_(found)
+    def _span_forward(self, x: Tensor, hidden: Tensor, generator: Generator, window: Window, y: Tensor) -> Tensor:
+        """y, written."""
+        if not y.numel():
+            return y
+        found = writable(y)
+        launch = partial(
+            span_launching.forward_launch, readable(x), readable(hidden), dense(generator), found, window
+        )  # fmt: skip
+        task = Task(FORWARD, problem_of(x.shape, y.shape, generator, window), chip_of(x.device), x.dtype, x.device)
+        launch(self.tuner.cut(task, launch)).run(x.device)
+        return y if found is y else y.copy_(found)
 
 
 aggregate = Aggregate("triton", TritonKernels())

@@ -27,16 +27,18 @@ def banded_forward_kernel(
 ):  # fmt: skip
     """Write y, LINE = 16 columns of ROWS rows of UNITS units a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16
+    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
+    POSITIONS: tl.constexpr = LINE // STRIDE
     PADDING: tl.constexpr = K // 2
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     position, shift, odd = columns_of(LINE, STRIDE)
     rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
-    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+    columns = tl.cdiv(W - column_0, DILATION)
+    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
+    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
     x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
@@ -134,16 +136,18 @@ def banded_grad_weight_kernel(
 ):  # fmt: skip
     """Write grad_weight, LINE = 16 columns of ROWS rows of UNITS groups, of up to WIDTH channels, a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16
+    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
+    POSITIONS: tl.constexpr = LINE // STRIDE
     PADDING: tl.constexpr = K // 2
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     position, shift, odd = columns_of(LINE, STRIDE)
     rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
-    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+    columns = tl.cdiv(W - column_0, DILATION)
+    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
+    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
     x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)

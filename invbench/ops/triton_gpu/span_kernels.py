@@ -105,17 +105,19 @@ def span_forward_kernel(
 ):  # fmt: skip
     """Write y, LINE = 16 columns of ROWS rows of UNITS units of IMAGES images a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16
+    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
+    POSITIONS: tl.constexpr = LINE // STRIDE
     PADDING: tl.constexpr = K // 2
     unit_block, line, strip, row_0, column_0, first_n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     position, shift, odd = columns_of(LINE, STRIDE)
     rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+    columns = tl.cdiv(W - column_0, DILATION)
+    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
+    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
     # Q is a power of two, and windows need no more than these.
-    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
     in_line = j < columns_out
     slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, :]
     x_ptrs = x_ptr + first_n * IMAGES * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
@@ -123,8 +125,8 @@ def span_forward_kernel(
     y_ptrs = y_ptr + first_n * IMAGES * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
     y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w)
     hidden_ptrs = hidden_ptr + first_n * IMAGES * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
-    hidden_ptrs += channel * hidden_stride_c + (line * LINE + position)[:, None] * (DILATION * hidden_stride_w)
-    in_hidden = ((line * LINE + position)[:, None] < columns_out) & (channel < r)
+    hidden_ptrs += channel * hidden_stride_c + (line * POSITIONS + position)[:, None] * (DILATION * hidden_stride_w)
+    in_hidden = ((line * POSITIONS + position)[:, None] < columns_out) & (channel < r)
 
     spans, biases = (), ()
     if KEEP_SPAN:
@@ -248,16 +250,18 @@ def span_grad_hidden_kernel(
 ):  # fmt: skip
     """Write grad_hidden, LINE = 16 columns of HEIGHT rows a program, which goes through all units."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16
+    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
+    POSITIONS: tl.constexpr = LINE // STRIDE
     PADDING: tl.constexpr = K // 2
     TERMS: tl.constexpr = max(16, SLOTS)  # matrix units sum over 16 at least
     alone, line, strip, row_0, column_0, n = place_of(tl.program_id(0), 1, lines, strips, DILATION)
     position, shift, odd = columns_of(LINE, STRIDE)
     rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-    j = (line * LINE + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, None, :]  # [1, 1, Q]
-    in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K))
+    columns = tl.cdiv(W - column_0, DILATION)
+    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
+    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
+    q = (line * LINE - PADDING + tl.arange(0, Q))[None, None, :]  # [1, 1, Q]
+    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K))
     in_line = j < columns_out
     first = strip * HEIGHT
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w + q * (DILATION * x_stride_w)
@@ -300,7 +304,7 @@ def span_grad_hidden_kernel(
                 more = more + (total,)
             sums = more
     channel = tl.arange(0, R)[None, :]
-    j = line * LINE + position
+    j = line * POSITIONS + position
     ptrs = grad_hidden_ptr + n * grad_hidden_stride_n + row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
     ptrs += channel * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
     for k in tl.static_range(HEIGHT):
@@ -326,7 +330,8 @@ def span_grad_span_kernel(
 ):  # fmt: skip
     """Write what a share of the tiles gives to the gradients of R channels of span, and of bias, for UNITS units."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16
+    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
+    POSITIONS: tl.constexpr = LINE // STRIDE
     PADDING: tl.constexpr = K // 2
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + WIDTH - 1) // WIDTH
     R_BLOCKS: tl.constexpr = (r + R - 1) // R
@@ -342,10 +347,11 @@ def span_grad_span_kernel(
     for tile in range(share * tiles_each, min(share * tiles_each + tiles_each, tiles)):
         alone, line, strip, row_0, column_0, n = place_of(tile, 1, lines, strips, DILATION)
         rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-        columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-        j = line * LINE + position  # [LINE]
-        q = (line * LINE * STRIDE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
-        in_columns = (q >= 0) & (q < min(columns, (line * LINE + LINE - 1) * STRIDE - PADDING + K)) & is_channel
+        columns = tl.cdiv(W - column_0, DILATION)
+        columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
+        j = line * POSITIONS + position  # [LINE]
+        q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
+        in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
         in_line = (j < columns_out)[None, :, None] & is_channel
         in_hidden = (j < columns_out)[None, :] & (channel < r)
         x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w

@@ -11,7 +11,7 @@ import triton
 
 from invbench.ops.library import Window
 
-LINE = 16  # columns that a program computes: two sides of a tile of matrix units
+LINE = 16  # columns of x that a program moves on by: with a stride of 2, it computes half as many positions
 WIDTH = 16  # channels of a unit
 SPAN_CHANNELS = 32  # hidden channels of a program of grad_span
 WARPS_EACH = 8  # warps that keep a multiprocessor busy
@@ -73,7 +73,12 @@ class Problem:
     @property
     def columns(self) -> int:
         """Columns of x that a line's windows read, as a power of two."""
-        return triton.next_power_of_2((LINE - 1) * self.window.stride + self.window.K)
+        return triton.next_power_of_2(LINE - self.window.stride + self.window.K)
+
+    @property
+    def positions(self) -> int:
+        """Positions of y in a line."""
+        return LINE // self.window.stride
 
     @property
     def hidden_channels(self) -> int:
@@ -128,8 +133,9 @@ class Cut:
     @property
     def lines(self) -> int:
         """Lines side by side."""
-        columns = self.problem.W if self.of_x else self.problem.W_out
-        return triton.cdiv(max(self.problem.residues(columns)) + self.margin, LINE)
+        if self.of_x:
+            return triton.cdiv(max(self.problem.residues(self.problem.W)) + self.margin, LINE)
+        return triton.cdiv(max(self.problem.residues(self.problem.W_out)), self.problem.positions)
 
     @property
     def strips(self) -> int:
@@ -217,9 +223,9 @@ class Cut:
     def _asked_of_x(self) -> int:
         """Pixels of a whole image that programs with positions of y ask for, of one channel."""
         p, stride, K = self.problem, self.problem.window.stride, self.problem.window.K
-        height, width = (self.tile.rows - 1) * stride + K, (LINE - 1) * stride + K
+        height, width = (self.tile.rows - 1) * stride + K, LINE - stride + K
         tops = [strip * self.tile.rows * stride - K // 2 for strip in range(self.strips)]
-        lefts = [line * LINE * stride - K // 2 for line in range(self.lines)]
+        lefts = [line * LINE - K // 2 for line in range(self.lines)]
         rows = sum(_inside(top, top + height, size) for size in p.residues(p.H) for top in tops)
         return rows * sum(_inside(left, left + width, size) for size in p.residues(p.W) for left in lefts)
 
@@ -245,19 +251,19 @@ def _inside(first: int, end: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def default_cut(kernel: str, problem: Problem, chip: Chip) -> Cut:
-    """The cut that asks for the least bytes, as far as it keeps the multiprocessors busy.
+    """The cut of the least ``cost``; of equals the one with more units, whose loads are longer."""
+    return min(cuts(kernel, problem, chip), key=lambda cut: (cost(cut), -cut.tile.units))
+
+
+def cost(cut: Cut) -> float:
+    """Bytes that a launch asks for, stretched as far as it does not keep the multiprocessors busy.
 
     Too few warps are taken to stretch the time in proportion.
     """
-
-    def cost(cut: Cut) -> float:
-        warps = cut.programs * cut.num_warps
-        if kernel == GRAD_SPAN:  # shares make as many programs as are needed
-            warps *= cut.places
-        return sum(cut.asked(2, 2).values()) * max(1.0, chip.multiprocessors * WARPS_EACH / warps)
-
-    # Of equals the one with more units, whose loads are longer.
-    return min(cuts(kernel, problem, chip), key=lambda cut: (cost(cut), -cut.tile.units))
+    warps = cut.programs * cut.num_warps
+    if cut.kernel == GRAD_SPAN:  # shares make as many programs as are needed
+        warps *= cut.places
+    return sum(cut.asked(2, 2).values()) * max(1.0, cut.chip.multiprocessors * WARPS_EACH / warps)
 
 
 def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
@@ -269,7 +275,8 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
-        yield Cut(kernel, problem, Tile(choices[-1], max(1, min(4, 128 // problem.hidden_channels))), chip)
+        rows = min(4, 128 // problem.hidden_channels) // problem.window.stride
+        yield Cut(kernel, problem, Tile(choices[-1], max(1, rows)), chip)
         return
     of_x = kernel in (GRAD_X, BANDED_GRAD_X)
     whole = max(problem.residues(problem.H if of_x else problem.H_out))
