@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,3 +50,21 @@ def uninitialised_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, nan_filled(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(torch.Tensor, name, nan_filled(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def bfloat16_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter converts float32 to bfloat16 as GPUs do: it cuts bits off where they round to even."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    language, convert = interpreter.tl, interpreter._convert_float
+
+    def rounding(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) == (language.bfloat16, language.float32):
+            return np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16
+        if (source, target) != (language.float32, language.bfloat16):
+            return convert(values, source, target, mode)
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)
