@@ -27,7 +27,7 @@ from invbench.ops.triton_gpu import span_launching, tiling, traffic
 from invbench.ops.triton_gpu.band import band_of, taps_of
 from invbench.ops.triton_gpu.launching import INT32_MAX
 from invbench.ops.triton_gpu.tiling import KERNELS, Chip, Cut, Tile
-from invbench.spec import LayerSpec
+from invbench.spec import InvbenchError, LayerSpec
 
 DEVICE = "cpu" if triton_gpu.INTERPRETED else "cuda"
 HALVES = (torch.bfloat16, torch.float16)
@@ -440,6 +440,14 @@ def test_parameters_may_have_any_strides() -> None:
         y = kernels.span_forward(tensors.x, tensors.hidden, generator, case.window)
         gradients = kernels.span_backward(tensors.grad_y, tensors.x, tensors.hidden, generator, case.window)
         check(case, dict(zip(("y", "x", "hidden", "span", "bias"), (y, *gradients), strict=True)), tensors)
+
+
+@pytest.mark.parametrize("window", [Window(3, 3, 1, 1), Window(3, 2, 2, 2), Window(1, 2, 1, 0), Window(3, 1, 1, 0)])
+def test_refuses_windows_that_would_be_read_wrongly(window: Window) -> None:
+    """An operator may be called with any."""
+    generator = Generator(torch.empty(9, 4), torch.empty(9), 1)
+    with pytest.raises(InvbenchError, match="use another backend"):
+        span_launching.problem_of((1, 4, 5, 5), (1, 4, 3, 3), generator, window)
 
 
 # --- Beyond 32 bits ---
