@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,3 +66,21 @@ def nothing_is_tuned() -> Iterator[None]:
     """Until a test or the harness allows it."""
     with autotuning(False):
         yield
+
+
+@pytest.fixture
+def bfloat16_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter converts float32 to bfloat16 as GPUs do: it cuts bits off where they round to even."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    language, convert = interpreter.tl, interpreter._convert_float
+
+    def rounding(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) == (language.bfloat16, language.float32):
+            return np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16
+        if (source, target) != (language.float32, language.bfloat16):
+            return convert(values, source, target, mode)
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)

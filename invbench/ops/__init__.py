@@ -40,7 +40,8 @@ class Implementation(Protocol):
 class Fusing:
     """For which layers a backend makes the weight where it is used, so that it never reaches memory.
 
-    K, stride, hidden_channels, numbers (of an image [C, H, W]): the most; group_channels: the least.
+    K, stride, hidden_channels, numbers (of an image [C, H, W], or of its hidden channels): the most; group_channels:
+    the least.
     """
 
     dtypes: tuple[str, ...] = DTYPES
@@ -58,7 +59,7 @@ class Fusing:
             ("K", spec.K, self.K),
             ("stride", spec.stride, min(self.stride, max(1, spec.K))),
             ("hidden channels", hidden_channels, self.hidden_channels),
-            ("numbers an image", spec.C * H * W, self.numbers),
+            ("numbers an image", max(spec.C, hidden_channels) * H * W, self.numbers),
         ):
             if value > most:
                 return f"the fused kernels take {name} up to {most:.0f}: got {value}"

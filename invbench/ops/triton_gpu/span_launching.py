@@ -60,11 +60,17 @@ def dense(generator: Generator) -> Generator:
 
 def problem_of(x: tuple[int, ...], y: tuple[int, ...], generator: Generator, window: Window) -> Problem:
     """The sizes, from the shapes of x [N, C, H, W] and y [N, C, H_out, W_out]; InvbenchError for other padding than a
-    layer has that pads with zeros."""
+    layer has that pads with zeros, and for strides that the kernels do not take."""
     if window.padding != window.dilation * (window.K // 2):
         raise InvbenchError(
             f"span and aggregate in one kernel pad a window by half: got padding={window.padding} for K={window.K}, "
             f"dilation={window.dilation}; use another backend"
+        )
+    stride, dilation, K = window.stride, window.dilation, window.K
+    if stride > min(2, K) or (stride > 1 and dilation > 1):
+        raise InvbenchError(
+            f"span and aggregate in one kernel take strides up to 2 and K, or a dilation: got stride={stride}, "
+            f"dilation={dilation}, K={K}; use another backend"
         )
     N, C, H, W = x
     return Problem(N, C, H, W, y[2], y[3], generator.G, generator.span.shape[1], window)
