@@ -19,6 +19,7 @@ from invbench.spec import LayerSpec
 
 numba = pytest.importorskip("numba")
 numba_cpu = pytest.importorskip("invbench.ops.numba_cpu")
+running = pytest.importorskip("invbench.ops.numba_cpu.running")
 
 
 def inputs(spec: LayerSpec, H: int, W: int, dtype: torch.dtype, channels_last: bool) -> tuple[torch.Tensor, ...]:
@@ -229,6 +230,22 @@ print(sum(c.cache_hits for c in compiled), sum(1 - c.cache_hits for c in compile
 """
 
 
+LAYERS = """
+import torch
+from invbench import Involution2d
+from invbench.ops.numba_cpu import running
+torch.manual_seed(0)
+for C, K, stride in ((32, 3, 1), (16, 7, 1), (64, 5, 2), (96, 3, 1)):
+    layer = Involution2d(C, K, stride, backend="numba").eval()
+    x = torch.randn(2, C, 9, 11)
+    with torch.no_grad():
+        y = layer(x)
+        layer.backend = "naive"
+        torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-4)
+print(*(compiled.cache_hits for _, compiled in running._ready.values()))
+"""
+
+
 def run_python(program: str, root: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program in a fresh process that imports invbench from root."""
     root = root or Path(invbench.__file__).parents[1]
@@ -243,12 +260,17 @@ def run_python(program: str, root: Path | None = None, **environment: str) -> su
 
 
 def test_cache_is_used_and_renewed_with_the_source(tmp_path: Path) -> None:
-    """The second process compiles nothing; an edited intrinsic is compiled again."""
+    """The second process compiles nothing; an edited intrinsic is compiled again.
+
+    What is loaded is other machine code than what ran where it was compiled: there each function is also compiled by
+    itself, and that comes first. So a third process computes whole layers.
+    """
     source = Path(invbench.__file__).parent
     shutil.copytree(source, tmp_path / "invbench", ignore=shutil.ignore_patterns("__pycache__"))
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["0", "1"]
     assert run_python(CALL.format(expected=1), tmp_path, **cache).stdout.split() == ["1", "0"]
+    assert run_python(LAYERS, tmp_path, **cache).stdout.split() == ["1"]
     edited = tmp_path / "invbench" / "ops" / "numba_cpu" / "tiles.py"
     text = edited.read_text()
     now = text.replace("number = load(", "number = builder.fadd(*[load(").replace(
@@ -257,6 +279,35 @@ def test_cache_is_used_and_renewed_with_the_source(tmp_path: Path) -> None:
     assert now != text
     edited.write_text(now)  # the weight counts twice
     assert run_python(CALL.format(expected=2), tmp_path, **cache).stdout.split() == ["0", "1"]
+
+
+def test_sources_are_hashed_as_they_were_imported(tmp_path: Path) -> None:
+    """What is edited under a running process is not what that compiles, nor what it may cache that as."""
+    shutil.copytree(Path(invbench.__file__).parent, tmp_path / "invbench", ignore=shutil.ignore_patterns("__pycache__"))
+    program = """
+from pathlib import Path
+from invbench.ops.numba_cpu import running, tiles
+with Path(tiles.__file__).open("a") as source:
+    source.write({added!r})
+running.kernels.entries = lambda version, size: print(version) or exit()
+running._prepare("forward", 4)
+"""
+    first, while_edited, then = (
+        run_python(program.format(added=added), tmp_path).stdout for added in ("", "# edited", "")
+    )
+    assert first
+    assert first == while_edited != then
+
+
+def test_no_address_is_taken_for_null() -> None:
+    """Wherever an integer becomes a pointer, also in what was inlined, LLVM is told that null may be read."""
+    binding = pytest.importorskip("llvmlite.binding")
+    numba_cpu.aggregate(torch.ones(1, 16, 4, 4), torch.ones(1, 1, 1, 4, 4), LayerSpec(16, K=1))
+    _, compiled = running._ready["forward", 4]
+    module = binding.parse_assembly(str(compiled._library._get_module_for_linking()))
+    converting = {f.name: b" ".join(f.attributes) for f in module.functions if "inttoptr" in str(f)}
+    assert converting
+    assert [name for name, attributes in converting.items() if b"null_pointer_is_valid" not in attributes] == []
 
 
 def test_runs_uncached_with_a_warning_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -21,6 +21,16 @@ from invbench.ops.numba_cpu import kernels
 from invbench.ops.numba_cpu.record import COUNTERS, SIGNATURE
 from invbench.ops.numba_cpu.simd import OPTIONS
 
+
+def _hash_of_sources() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+# A hash of all the code that kernels are made of. Taken where that is imported: a file that is edited before the first
+# kernel is compiled is not what will be compiled.
+_VERSION = _hash_of_sources()
+
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # Compiled kernels by name and bytes: the C function, and Numba's object that owns it.
@@ -83,16 +93,9 @@ def _prepare(kernel: str, size: int) -> tuple[Any, Any]:
     key = kernel, size
     with _one_at_a_time:
         if key not in _ready:
-            compiled = _compiled(kernels.entries(_version(), size)[kernel])
+            compiled = _compiled(kernels.entries(_VERSION, size)[kernel])
             _ready[key] = _CALL(compiled.address), compiled
         return _ready[key]
-
-
-@functools.cache
-def _version() -> str:
-    """A hash of all the code that kernels are made of."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _compiled(function: Callable[[Any], None]) -> Any:

@@ -65,15 +65,23 @@ def element_bytes(zero: Any) -> int:
 
 def load(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:
     """A number or vector, aligned as one number is."""
-    return builder.load(_pointer(builder, kind, address, offset), align=_alignment(kind))
+    return builder.load(_pointer_at(builder, kind, address, offset), align=_alignment(kind))
 
 
 def store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
     """The inverse of ``load``."""
-    builder.store(value, _pointer(builder, value.type, address, offset), align=_alignment(value.type))
+    builder.store(value, _pointer_at(builder, value.type, address, offset), align=_alignment(value.type))
 
 
-def _pointer(builder: Any, kind: Any, address: Any, offset: int) -> Any:
+def _pointer_at(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:
+    """A pointer to a kind of value at an address; every access to memory is through one.
+
+    The function is marked as one in which null may be read. Where an address is a sum of integers, LLVM's code
+    generator may take any of them for the pointer and the address proper for what is added to it. Numba inlines code
+    into callers after that, and optimises it again; and there a path on which the pointer is null, because an offset
+    is zero on it, would be taken for one that is never run.
+    """
+    set.add(builder.function.attributes, "null_pointer_is_valid")  # llvmlite's own ``add`` does not know it
     moved = builder.add(address, constant(offset)) if offset else address
     return builder.inttoptr(moved, kind.as_pointer())
 
@@ -91,7 +99,7 @@ def prefetch(builder: Any, address: Any, writes: bool) -> None:
     kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
     function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
     near, data = ir.Constant(flag, 3), ir.Constant(flag, 1)
-    builder.call(function, [builder.inttoptr(address, byte), ir.Constant(flag, int(writes)), near, data])
+    builder.call(function, [_pointer_at(builder, ir.IntType(8), address), ir.Constant(flag, int(writes)), near, data])
 
 
 def broadcast(builder: Any, number: Any, vector: Any) -> Any:
@@ -216,7 +224,7 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
     """The int64 at an address, to which the amount is added at once for all threads."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], INT64.as_pointer())
+        pointer = _pointer_at(builder, INT64, arguments[0])
         return builder.atomic_rmw("add", pointer, arguments[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), generate
@@ -238,7 +246,7 @@ def fetch(typing_context: Any, address: Any) -> Any:
     """The int64 at an address, as other threads have left it, and all that they wrote before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], INT64.as_pointer())
+        pointer = _pointer_at(builder, INT64, arguments[0])
         return builder.load_atomic(pointer, "acquire", 8)
 
     return types.int64(types.int64), generate
