@@ -101,7 +101,8 @@ def test_what_is_refused_has_its_weight_in_memory(
 
 
 LIMITS = [
-    ((16, 3), {}, True), ((4, 15), {"hidden_channels": 2}, True), ((8, 3), {"hidden_channels": 128}, True),
+    ((16, 3), {}, True), ((4, 7), {"hidden_channels": 2}, True),
+    ((4, 9), {"hidden_channels": 2}, False), ((8, 3), {"hidden_channels": 128}, True),
     ((8, 3), {"hidden_channels": 129}, False), ((8, 3), {"groups": 2}, True), ((8, 3, 2), {"groups": 2}, True),
     ((8, 3, 1, 3), {"groups": 2}, True),
 ]  # fmt: skip
