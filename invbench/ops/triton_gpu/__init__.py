@@ -2,9 +2,9 @@
 
 With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits and
 channels_last, on the matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``),
-and with the weight made where it is used (``span_kernels``, ``span_launching``); ``tiling`` is how this work is cut,
-and what it asks of memory, ``tuning`` which cut is the fastest. ``reduce_kernel`` makes the hidden channels for
-inference. ``launching`` is what all launches share.
+and with the weight made where it is used (``span_kernels``, ``span_gradients``, ``span_launching``). ``walking`` is how
+their programs go over an image, ``tiling`` how the work is cut for them and what that asks of memory, ``tuning`` which
+cut is the fastest. ``reduce_kernel`` makes the hidden channels for inference. ``launching`` is what all launches share.
 
 Nothing waits for the GPU but the first ``tuning`` of a problem, and nothing here is CUDA's alone: a launch goes to the
 current stream of its tensors' device.

@@ -1,7 +1,7 @@
 """The aggregate and its two gradients in 16 bits on the matrix units, with the weight given.
 
-A window row of the aggregate is a banded product (``band``), whose band is loaded; programs walk as those of
-``span_kernels`` do, and the limits are theirs. A group has at most one unit where its weight's gradient is written.
+A window row of the aggregate is a banded product (``band``), whose band is loaded; programs walk as ``walking`` says. A
+group has at most one unit where its weight's gradient is written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 
 from invbench.ops.triton_gpu.band import band_of, product, taps_of
-from invbench.ops.triton_gpu.span_kernels import SIZES, WIDTH, channels_of, columns_of, load_row, place_of
+from invbench.ops.triton_gpu.walking import (
+    SIZES,
+    WIDTH,
+    channels_of,
+    extents_of,
+    line_of_x,
+    line_of_y,
+    load_row,
+    place_of,
+)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -27,18 +36,14 @@ def banded_forward_kernel(
 ):  # fmt: skip
     """Write y, LINE = 16 columns of ROWS rows of UNITS units a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
-    POSITIONS: tl.constexpr = LINE // STRIDE
+    LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
-    position, shift, odd = columns_of(LINE, STRIDE)
-    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns = tl.cdiv(W - column_0, DILATION)
-    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
-    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
-    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
+    rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
+    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+    j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
+    q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
     x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
@@ -58,10 +63,10 @@ def banded_forward_kernel(
         y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
-            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, (j < columns_out) & (slot < K))
+            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
             y = product(band_of(taps, shift, odd, Q, DTYPE), kept[u], y, EXACT)
         kept = kept[STRIDE:]
-        is_written = (j < columns_out) & is_channel & (i < rows_out)
+        is_written = is_position & is_channel & (i < rows_out)
         tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
 
 
@@ -81,17 +86,12 @@ def banded_grad_x_kernel(
     DTYPE: tl.constexpr = grad_y_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
-    POSITIONS: tl.constexpr = 32 // STRIDE
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
-    position, shift, odd = columns_of(POSITIONS, STRIDE)
-    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns, columns_out = tl.cdiv(W - column_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
-    q = line * LINE - (STRIDE - 1) * (PADDING % 2) + tl.arange(0, LINE)[None, :, None]  # [1, LINE, 1]
-    j = (line * LINE - (STRIDE - 1) * (PADDING % 2) + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
-    in_columns = ((j >= 0) & (j < columns_out) & (position * STRIDE < LINE + K - 1))[None, :, None]
-    j = j[None, :, None]  # [1, POSITIONS, 1]
-    in_line = (q >= 0) & (q < columns) & is_channel
+    rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
+    j, shift, odd, is_position, q, is_column = line_of_x(line, columns, columns_out, K, STRIDE)
+    j, is_position = j[None, :, None], is_position[None, :, None]  # [1, 32 // STRIDE, 1]
+    q, in_line = q[None, :, None], is_column[None, :, None] & is_channel  # [1, LINE, 1], [UNITS, LINE, WIDTH]
     slot = tl.arange(0, SLOTS)[None, None, :]
     grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
     grad_x_ptrs += c * grad_x_stride_c + q * (DILATION * grad_x_stride_w)
@@ -106,12 +106,12 @@ def banded_grad_x_kernel(
     last = strip * ROWS + ROWS
     start = (strip * ROWS + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16
     for i in range(start, (last - 1 + PADDING) // STRIDE + 1):
-        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_columns & is_channel)
+        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, is_position & is_channel)
         more = ()
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
-            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, in_columns & (slot < K))
-            band = band_of(taps, shift - (K - 1) // 2, odd, LINE, DTYPE)  # [UNITS, POSITIONS, LINE]
+            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
+            band = band_of(taps, shift, odd, LINE, DTYPE)  # [UNITS, 32 // STRIDE, LINE]
             more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[u], EXACT),)
         for done in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + done
@@ -136,18 +136,14 @@ def banded_grad_weight_kernel(
 ):  # fmt: skip
     """Write grad_weight, LINE = 16 columns of ROWS rows of UNITS groups, of up to WIDTH channels, a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    LINE: tl.constexpr = 16  # rows of a tile; with a stride of 2, half of them are positions
-    POSITIONS: tl.constexpr = LINE // STRIDE
+    LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
-    position, shift, odd = columns_of(LINE, STRIDE)
-    rows, rows_out = tl.cdiv(H - row_0, DILATION), tl.cdiv(H_out - row_0, DILATION)
-    columns = tl.cdiv(W - column_0, DILATION)
-    columns_out = min(tl.cdiv(W_out - column_0, DILATION), line * POSITIONS + POSITIONS)
-    j = (line * POSITIONS + position)[None, :, None]  # [1, LINE, 1]
-    q = (line * LINE - PADDING + tl.arange(0, Q))[None, :, None]  # [1, Q, 1]
-    in_columns = (q >= 0) & (q < min(columns, line * LINE + LINE - STRIDE - PADDING + K)) & is_channel
+    rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
+    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+    j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
+    q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
     x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
@@ -156,6 +152,7 @@ def banded_grad_weight_kernel(
     ptrs = grad_weight_ptr + n * grad_weight_stride_n + row_0 * grad_weight_stride_h + column_0 * grad_weight_stride_w
     ptrs += group[:, None, None] * grad_weight_stride_g + slot * grad_weight_stride_tap
     ptrs += j * (DILATION * grad_weight_stride_w)
+    in_line = is_position & is_channel
 
     first = strip * ROWS
     kept = ()
@@ -165,12 +162,11 @@ def banded_grad_weight_kernel(
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
             kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
-        in_line = (j < columns_out) & is_channel
         grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_line)
         for u in tl.static_range(K):
             band = tl.zeros([UNITS, LINE, Q], tl.float32)
             band = product(grad_y, tl.permute(kept[u], [0, 2, 1]), band, EXACT)
             taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
             tap_ptrs = ptrs + i * (DILATION * grad_weight_stride_h) + u * K * grad_weight_stride_tap
-            tl.store(tap_ptrs, taps, mask=(j < columns_out) & (slot < K) & (i < rows_out))
+            tl.store(tap_ptrs, taps, mask=is_position & (slot < K) & (i < rows_out))
         kept = kept[STRIDE:]

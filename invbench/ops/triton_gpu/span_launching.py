@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invbench.ops.fused import Generator
 from invbench.ops.library import Window
-from invbench.ops.triton_gpu import span_kernels
+from invbench.ops.triton_gpu import span_gradients, span_kernels
 from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, Launch
 from invbench.ops.triton_gpu.tiling import (
     FORWARD,
@@ -126,7 +126,7 @@ def grad_hidden_launch(
     cut = cut or default_cut(GRAD_HIDDEN, problem, chip_of(x.device))
     p = problem
     return Launch(
-        kernel=span_kernels.span_grad_hidden_kernel,
+        kernel=span_gradients.span_grad_hidden_kernel,
         programs=cut.programs,
         arguments=(
             grad_y, x, generator.span, grad_hidden,
@@ -154,7 +154,7 @@ def grad_span_launch(
     grad_span = make((*parts, taps, p.r), dtype=torch.float32, device=x.device)
     grad_bias = make((*parts, taps), dtype=torch.float32, device=x.device)
     launch = Launch(
-        kernel=span_kernels.span_grad_span_kernel,
+        kernel=span_gradients.span_grad_span_kernel,
         programs=cut.programs * shares,
         arguments=(
             grad_y, x, hidden, grad_span, grad_bias,

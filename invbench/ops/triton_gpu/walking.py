@@ -1,0 +1,96 @@
+"""How programs of the banded and the span kernels walk over an image.
+
+A program has UNITS units. A unit is a group, or 16 channels of a larger one: it aggregates those, so that a larger
+group's weight is made once for each of its units. A program walks down a strip of ROWS rows, a line wide: 16 columns of
+x, or with a stride of 2 eight positions of y. To read a row of the image once for the K rows of windows that need it,
+it keeps the last rows; to write grad_x, it keeps the sums of the rows that are not complete yet.
+
+Windows are at most 15 wide; strides are 1 or 2, and at most K. With a dilation d, rows and columns that lie d apart are
+an image of their own: there are d*d of them, without dilation.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Channels of a unit, the narrower side of a tile of matrix units.
+WIDTH = tl.constexpr(16)
+
+# Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
+SIZES = ["N", "H", "W", "H_out", "W_out", "taps_all", "unit_blocks", "lines", "strips", "ROWS", "IMAGES"]
+SIZES += ["tiles", "tiles_each"]
+
+
+@triton.jit
+def place_of(program, unit_blocks, lines, strips, DILATION: tl.constexpr):
+    """A program's block of units, line, strip, first row and column of its image of every d-th, and n (int64)."""
+    unit_block = program % unit_blocks
+    program = program // unit_blocks
+    line = program % lines
+    program = program // lines
+    strip = program % strips
+    program = program // strips
+    row, column = (program // DILATION) % DILATION, program % DILATION
+    return unit_block, line, strip, row, column, (program // (DILATION * DILATION)).to(tl.int64)
+
+
+@triton.jit
+def channels_of(unit_block, GROUP_CHANNELS: tl.constexpr, UNITS: tl.constexpr):
+    """The units' groups [UNITS], their channels [UNITS, 1, WIDTH], and whether there are such."""
+    BLOCKS: tl.constexpr = (GROUP_CHANNELS + WIDTH - 1) // WIDTH
+    unit = unit_block * UNITS + tl.arange(0, UNITS)
+    member = ((unit % BLOCKS) * WIDTH)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
+    group = unit // BLOCKS
+    return group, group[:, None, None] * GROUP_CHANNELS + member, member < GROUP_CHANNELS
+
+
+@triton.jit
+def columns_of(M: tl.constexpr, STRIDE: tl.constexpr):
+    """The order in which a tile takes its M positions of a row: each one's number, pair and oddness, [M] each."""
+    m = tl.arange(0, M)
+    if STRIDE == 1:  # the even ones before the odd ones
+        return (m % (M // 2)) * 2 + m // (M // 2), m % (M // 2), m // (M // 2)
+    return m, m, m * 0
+
+
+@triton.jit
+def load_row(ptrs, row, rows, stride, inside):
+    """A row of an image at ptrs, zeros where it is outside."""
+    return tl.load(ptrs + row * stride, mask=inside & (row >= 0) & (row < rows), other=0)
+
+
+@triton.jit
+def extents_of(H, W, H_out, W_out, row_0, column_0, DILATION: tl.constexpr):
+    """Rows and columns of x and of y, in an image of every d-th from row_0 and column_0 on."""
+    rows, columns = tl.cdiv(H - row_0, DILATION), tl.cdiv(W - column_0, DILATION)
+    return rows, columns, tl.cdiv(H_out - row_0, DILATION), tl.cdiv(W_out - column_0, DILATION)
+
+
+@triton.jit
+def line_of_y(line, columns, columns_out, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr):
+    """A line's positions, each one's shift and oddness, and whether there is such, [16] each; the columns of x that
+    their windows read, and whether there are such, [Q] each, Q being a power of two."""
+    position, shift, odd = columns_of(16, STRIDE)
+    j = line * (16 // STRIDE) + position
+    q = line * 16 - K // 2 + tl.arange(0, Q)
+    is_column = (q >= 0) & (q < min(columns, line * 16 + 16 - STRIDE - K // 2 + K))
+    is_position = j < columns_out
+    if STRIDE > 1:  # there are eight
+        is_position = is_position & (position < 16 // STRIDE)
+    return j, shift, odd, is_position, q, is_column
+
+
+@triton.jit
+def line_of_x(line, columns, columns_out, K: tl.constexpr, STRIDE: tl.constexpr):
+    """The positions whose windows meet a line of grad_x, each one's shift, counted from the line, and oddness, and
+    whether there is such, [32 // STRIDE] each; the line's columns, and whether there are such, [16] each."""
+    PADDING: tl.constexpr = K // 2
+    position, shift, odd = columns_of(32 // STRIDE, STRIDE)
+    # With a stride of 2, the line begins where a window begins K - 1 columns, an even number, before it.
+    left = line * 16 - (STRIDE - 1) * (PADDING % 2)
+    # Division truncates, so what is divided must not be negative.
+    j = (left + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
+    is_position = (j >= 0) & (j < columns_out) & (position * STRIDE < 16 + K - 1)
+    q = left + tl.arange(0, 16)
+    return j, shift - (K - 1) // 2, odd, is_position, q, (q >= 0) & (q < columns)
