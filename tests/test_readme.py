@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def test_table_is_rendered_from_a_committed_result() -> None:
     for path, text in shown:
         stored = ResultSet.from_json((ROOT / path).read_text(encoding="utf-8"))
         assert text.strip() == FORMATS["markdown"](stored).strip(), f"render {path} into README.md again"
+
+
+def test_compiled_figures_are_those_of_the_committed_file() -> None:
+    path = re.search(r"<!-- compiled: (\S+) -->", README)[1]
+    rows = [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+    wanted = [row for row in rows if (row["kernel"], row["target"]) == ("span forward", 90)][:3]
+    shown = re.findall(r"^\| stage \d, (\S+) \| (\d+) \| \d+ \| ([\d.]+) \|$", README, re.MULTILINE)
+    figures = [(row["stage"], f"{row['thread_instructions']:.0f}", f"{row['asked_over_least']:.2f}") for row in wanted]
+    assert shown == figures
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

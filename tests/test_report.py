@@ -579,12 +579,12 @@ def test_list_of_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_expected_inline(
         render_backends(BACKENDS_HERE, as_json=False),
         """\
-fast        runs on cpu, cuda: quick
-none        unavailable here: absent
-            not on cpu: why not why not why not why not why not why not why not
-              why not why not why not why not why not why not why not why not
-              why not why not why not why not why not
-            not on cuda: no GPU""",
+fast  runs on cpu, cuda: quick
+none  unavailable here: absent
+      not on cpu: why not why not why not why not why not why not why not why
+        not why not why not why not why not why not why not why not why not why
+        not why not why not why not
+      not on cuda: no GPU""",
     )
 
 

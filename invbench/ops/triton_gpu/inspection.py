@@ -39,9 +39,10 @@ WIDE = re.compile(
 class Code:
     """What a launch was compiled to.
 
-    ``registers`` and ``spilled_bytes`` (of stack or scratch memory) are those of a thread; ``spilled_registers`` what
-    the AMD compiler spilled, also to other registers; ``wide_accesses`` are loads and stores of global memory that are
-    vectors, or on AMD at least 8 bytes. ``sass`` is the listing of the machine code, empty where it is AMD's.
+    ``registers`` and ``spilled_bytes`` (of stack or scratch memory) are those of a thread; ``spilled_registers`` the
+    vector registers that the AMD compiler spilled, also to others (scalar ones that it keeps in lanes of a vector
+    register do not count); ``wide_accesses`` are loads and stores of global memory that are vectors, or on AMD at
+    least 8 bytes. ``sass`` is the listing of the machine code, empty where it is AMD's.
     """
 
     target: Target
@@ -69,7 +70,7 @@ def code_of(launch: Launch, target: Target) -> Code:
             return max(int(count) for count in re.findall(rf"^\s+\.{key}:\s+(\d+)", assembly, re.MULTILINE))
 
         registers, spilled_bytes = noted("vgpr_count"), noted("private_segment_fixed_size")
-        spilled_registers, listing = noted("vgpr_spill_count") + noted("sgpr_spill_count"), ""
+        spilled_registers, listing = noted("vgpr_spill_count"), ""
     else:
         assembly, listing = compiled.asm["ptx"], _nvidia_tool("nvdisasm", "-c", compiled.asm["cubin"])
         usage = _nvidia_tool("cuobjdump", "-res-usage", compiled.asm["cubin"])

@@ -53,6 +53,13 @@ class Stage:
 
 
 WINDOW = Window(7, 1, 1, 3)
+# An A100, an H100 or H200, a B200, an MI300X.
+CHIPS: dict[Target, Chip] = {
+    80: Chip(108, 32, 80),
+    90: Chip(132, 32, 90),
+    100: Chip(148, 32, 100),
+    "gfx942": Chip(304, 64, 94),
+}
 STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7, 32))
 
 
@@ -82,8 +89,7 @@ class Configuration:
 
 def _cut(kernel: str, stage: Stage, target: Target) -> Cut:
     r = 0 if kernel in BANDED else stage.C // 4
-    chip = Chip(304, 64) if isinstance(target, str) else Chip()  # an MI300X, and an H100 or H200
-    return default_cut(kernel, Problem(256, stage.C, *(stage.H,) * 4, stage.G, r, WINDOW), chip)
+    return default_cut(kernel, Problem(256, stage.C, *(stage.H,) * 4, stage.G, r, WINDOW), CHIPS[target])
 
 
 def _image(stage: Stage, C: int, dtype: torch.dtype, channels_last: bool) -> Tensor:

@@ -193,4 +193,5 @@ def chip_of(device: torch.device) -> Chip:
     properties = torch.get_device_module(device).get_device_properties(device)
     count = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 0)
     lanes = getattr(properties, "warp_size", 32)
-    return Chip(count or Chip().multiprocessors, lanes if lanes in KEPT_CHANNELS else 32)
+    capability = 10 * getattr(properties, "major", 9) + getattr(properties, "minor", 0)
+    return Chip(count or Chip().multiprocessors, lanes if lanes in KEPT_CHANNELS else 32, capability)

@@ -30,10 +30,17 @@ KEPT_CHANNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What cutting needs to know of a GPU: its multiprocessors, and the lanes of a warp."""
+    """What cutting needs to know of a GPU: its multiprocessors, the lanes of a warp, and NVIDIA's compute capability
+    (10 times the major number and the minor one)."""
 
     multiprocessors: int = 132
     lanes: int = 32
+    capability: int = 90
+
+    @property
+    def is_short_of_registers(self) -> bool:
+        """Whether the compiler needs more of them for the same code, as it does for NVIDIA's generation before."""
+        return self.lanes == 32 and self.capability < 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ class Cut:
         """Warps of a program: one for each unit, or more where one alone would spill."""
         if self.problem.hidden_channels <= 64 or self.kernel not in (FORWARD, GRAD_X):
             return self.tile.units
-        return 4 if self.chip.lanes == 64 else 2 * self.tile.units
+        return (2 if self.chip.lanes == 64 and self.kernel == FORWARD else 4) * self.tile.units
 
     @property
     def programs(self) -> int:
@@ -270,12 +277,14 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
     # Programs of many registers have few warps.
     most = 8 if chip.lanes == 32 and kernel != GRAD_HIDDEN else 4
+    most = min(most, 4) if chip.is_short_of_registers and kernel == FORWARD else most
     if problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
-        most = 1 if chip.lanes == 64 and kernel == GRAD_X else 2
+        most = 1 if chip.lanes == 64 or (kernel == GRAD_X and chip.is_short_of_registers) else 2
     choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
-        rows = min(4, 128 // problem.hidden_channels) // problem.window.stride
+        sums = 96 if chip.is_short_of_registers else 128
+        rows = min(4, sums // problem.hidden_channels) // problem.window.stride
         yield Cut(kernel, problem, Tile(choices[-1], max(1, rows)), chip)
         return
     of_x = kernel in (GRAD_X, BANDED_GRAD_X)
