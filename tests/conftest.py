@@ -28,7 +28,9 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs on a GPU, before pytest applies ``-m``."""
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("device") in ("cuda", "xpu"):
+        device = item.callspec.params.get("device") if getattr(item, "callspec", None) else None
+        # A module whose kernels are interpreted where there is no GPU says so by its DEVICE.
+        if (device or getattr(getattr(item, "module", None), "DEVICE", None)) in ("cuda", "xpu"):
             item.add_marker(pytest.mark.gpu)
 
 

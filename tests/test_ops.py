@@ -40,7 +40,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from invbench.ops import BACKENDS, involution2d
-from invbench.spec import PADDING_MODES
+from invbench.spec import PADDING_MODES, LayerSpec
 
 SLOW_TARGETS = tuple(target for target in targets() if is_slow(*target))
 by_quick_target = pytest.mark.parametrize(("backend", "device"), list(targets(slow=False)))
@@ -387,3 +387,11 @@ def test_more_than_2_to_the_31_elements(backend: str, device: str, layout: str) 
     # The first row and column of the corner see zeros outside it, as the padding shows.
     assert relative_error(y[..., -4:, -4:], expected.cpu()) <= TOLERANCE[torch.float16]
     assert not y[..., :-5, :].any()
+
+
+def test_numba_makes_the_weight_on_the_way_for_every_layer() -> None:
+    """Also where a stride skips pixels."""
+    fused = BACKENDS["numba"].fused
+    assert fused is not None
+    for spec in (LayerSpec(C=4, K=3, G=4, stride=4), LayerSpec(C=512, K=15, G=1, stride=2, dilation=3)):
+        assert fused.refusal(spec, "float64", 512, 9, 9) is None

@@ -16,12 +16,12 @@ import torch
 from test_results import ROW, differences, document
 from torch import Tensor
 
-from invbench.harness import blocks, machine, memory, point, server, throttling, timing
+from invbench.harness import arms, blocks, machine, memory, point, server, throttling, timing
 from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, measure_point
 from invbench.harness.settings import Settings, check_clock
 from invbench.harness.subjects import CONVOLUTIONS
-from invbench.ops import naive, unfold
+from invbench.ops import Fusing, naive, unfold
 from invbench.results import Result, Status, find
 from invbench.results.quantities import Memory, Samples
 from invbench.spec import BackendUnavailableError, Case, InvbenchError, LayerSpec, Mode, Scope
@@ -107,6 +107,14 @@ def test_a_real_point_says_what_it_waits_for(measured: tuple[Point, list[str]]) 
         "memory",
     ):
         assert words in told
+
+
+def test_a_row_says_that_its_weight_is_made_in_memory(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a backend that makes it on the way otherwise refuses the layer."""
+    monkeypatch.setitem(arms.BACKENDS, "naive", replace(arms.BACKENDS["naive"], fused=Fusing(dtypes=("float16",))))
+    row = row_of(measure_point(TINY, replace(SETTINGS, backends=("naive",))), "naive")
+    assert row.status is Status.OK
+    assert "its weight is made in memory: the fused kernels take float16: got float32" in row.warnings
 
 
 def test_a_few_rounds_carry_a_warning(measured: tuple[Point, list[str]]) -> None:

@@ -89,7 +89,8 @@ def sweep(
     mode: Annotated[str | None, _axis("--mode", "What is timed", *Mode)] = None,
     scope: Annotated[str | None, _axis("--scope", "The whole layer, or with the weight given", *Scope)] = None,
     backend: Annotated[
-        list[str] | None, option("--backend", "An involution backend; repeatable. [default: all]", *BACKENDS)
+        list[str] | None,
+        option("--backend", "An involution backend, or a comma list; repeatable. [default: all]", *BACKENDS),
     ] = None,
     baseline: Annotated[str | None, _axis("--baseline", "What the ratios are to", *BASELINES)] = None,
     subject: Annotated[

@@ -18,7 +18,7 @@ from invbench.harness.subjects import Agreement, Runnable, check
 from invbench.harness.timing import Arm
 from invbench.ops import BACKENDS
 from invbench.results import Status
-from invbench.spec import LAYOUTS, Case
+from invbench.spec import LAYOUTS, Case, Scope
 
 LAYOUT_TRIALS = 3
 HOPELESS = 2.0  # a layout that is so many times slower needs no second trial
@@ -97,9 +97,15 @@ class Preparation:
         arm.runnable = runnable
         if runnable.module is not None and arm.result.params is None:
             arm.result = replace(arm.result, params=sum(p.numel() for p in runnable.module.parameters()))
+        backend, layer = BACKENDS.get(arm.subject.backend), self.case.layer
+        if backend and backend.fused and self.case.scope is Scope.LAYER:
+            size = self.case.H, self.case.W
+            refusal = backend.fused.refusal(layer, self.case.dtype, layer.hidden_channels, *size)
+            if refusal:
+                arm.result = replace(arm.result, warnings=(f"its weight is made in memory: {refusal}",))
         if agreement is None:
             warning = "not checked: it does not run in float64, so that nothing says whether its results are right"
-            arm.result = replace(arm.result, warnings=(warning,))
+            arm.result = replace(arm.result, warnings=(*arm.result.warnings, warning))
             return
         relative = agreement.relative if math.isfinite(agreement.relative) else None  # JSON has no NaN
         arm.result = replace(arm.result, error={"relative": relative, "tolerance": agreement.tolerance})

@@ -41,7 +41,7 @@ class Fusing:
     """For which layers a backend makes the weight where it is used, so that it never reaches memory.
 
     K, stride, hidden_channels, numbers (of an image [C, H, W], or of its hidden channels): the most; group_channels:
-    the least.
+    the least. dilates_strides: whether a stride may come with a dilation; skips_pixels: whether it may exceed K.
     """
 
     dtypes: tuple[str, ...] = DTYPES
@@ -49,6 +49,7 @@ class Fusing:
     K: float = inf
     stride: float = inf
     dilates_strides: bool = True
+    skips_pixels: bool = True
     group_channels: int = 1
     hidden_channels: float = inf
     numbers: float = inf
@@ -57,7 +58,7 @@ class Fusing:
         """Why the weight of a layer on [N, C, H, W] is made in memory, or None if it is not."""
         for name, value, most in (
             ("K", spec.K, self.K),
-            ("stride", spec.stride, min(self.stride, max(1, spec.K))),
+            ("stride", spec.stride, self.stride if self.skips_pixels else min(self.stride, spec.K)),
             ("hidden channels", hidden_channels, self.hidden_channels),
             ("numbers an image", max(spec.C, hidden_channels) * H * W, self.numbers),
         ):
@@ -123,6 +124,7 @@ TRITON_FUSING = Fusing(
     K=7,  # the kernels can do 15, but from 9 on they spill
     stride=2,
     dilates_strides=False,
+    skips_pixels=False,
     group_channels=4,
     hidden_channels=128,
     numbers=2**31 - 1,

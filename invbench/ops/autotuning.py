@@ -16,8 +16,9 @@ _allowed: ContextVar[bool | None] = ContextVar(_NAME, default=None)
 def autotuning(allowed: bool) -> Iterator[None]:
     """Inside, operators may or may not choose by trying; without any such context they may.
 
-    The innermost context counts. It holds for this thread, or task of asyncio, and for the backward passes that it
-    starts, which run in threads of PyTorch's own; a thread that somebody else starts begins with the default.
+    The innermost context counts. It holds for this thread and for the backward passes that it starts, which run in
+    threads of PyTorch's own; a thread that somebody else starts begins with the default. Tasks of asyncio share their
+    thread's: a context must not be left open while another task runs.
     """
     token, outside = _allowed.set(allowed), _handed_on()
     torch._C._stash_obj_in_tls(_NAME, allowed)  # noqa: SLF001 -- autograd hands on this, and no context variables

@@ -62,12 +62,18 @@ def fused_operators(x: Tensor, spec: LayerSpec, hidden_channels: int, backend: s
 
     Raises BackendUnavailableError as ``choose_backend`` does.
     """
-    image = autocast(x)
-    name = choose_backend(image, backend)
+    given = x.dtype
+    if is_autocast(x) and given != torch.float64:
+        given = torch.get_autocast_dtype(x.device.type)
+    dtype = str(given).removeprefix("torch.")
+    name: str
+    name, reason = _select(backend, x.device.type, dtype)
+    if reason:
+        raise BackendUnavailableError(reason)
     fused = BACKENDS[name].fused
     if fused is None or forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
         return None
-    if fused.refusal(spec, str(image.dtype).removeprefix("torch."), hidden_channels, x.shape[2], x.shape[3]):
+    if fused.refusal(spec, dtype, hidden_channels, x.shape[2], x.shape[3]):
         return None
     # Not in the protocol, which every backend fulfils, and not by a cast, at which torch.compile stops.
     operators: Fused = _LOADED[name].fused_layer  # type: ignore[attr-defined]

@@ -103,6 +103,9 @@ class Kernels(SpanKernels, Protocol):
 def check_span(x: Tensor, hidden_size: tuple[int, ...], generator: Generator, window: Window) -> None:
     """Refuse, with an InvbenchError, what a kernel would read or write beyond its end: parts of a layer may have been
     replaced by others of any size."""
+    for part in (generator.span, generator.bias):
+        if part.device != x.device:
+            raise InvbenchError(f"a layer's parts must be where x is: got x on {x.device}, a part on {part.device}")
     N, C, H, W = x.shape
     reach = 2 * window.padding - window.dilation * (window.K - 1) - 1
     r, size = generator.span.shape[1], ((H + reach) // window.stride + 1, (W + reach) // window.stride + 1)
@@ -129,6 +132,9 @@ def check_layer(x: Tensor, reduced: Tensor, reducer: Reducer, generator: Generat
     for part in (reducer.bias, *(reducer.norm or ())[:4]):
         if part is not None and part.shape != (r,):
             raise InvbenchError(f"reduce's bias and the norm must have {r} numbers each: got {list(part.shape)}")
+    for part in (reduced, reducer.weight, reducer.bias, *(reducer.norm or ())[:4]):
+        if part is not None and part.device != x.device:
+            raise InvbenchError(f"a layer's parts must be where x is: got x on {x.device}, a part on {part.device}")
     check_span(x, (reduced.shape[0], r, *reduced.shape[2:]), generator, window)
 
 

@@ -104,7 +104,9 @@ class TritonSpanKernels:
         def span_launch(cut: Cut) -> tuple[Launch, Tensor, Tensor]:
             return span_launching.grad_span_launch(grad_y, x, hidden, generator, window, self.atomic, cut)
 
-        launch, grad_span, grad_bias = span_launch(self.tuner.cut(task, lambda cut: span_launch(cut)[0]))
+        # By sums of other tiles, other bits: no choice of tuning may change them, unless nothing repeats anyway.
+        cut = self.tuner.cut(task, lambda cut: span_launch(cut)[0]) if self.atomic else task.default
+        launch, grad_span, grad_bias = span_launch(cut)
         launch.run(x.device)
         x_launch = partial(span_launching.grad_x_launch, grad_y, hidden, generator, found_x, window)
         task = replace(task, kernel=GRAD_X, atomic=False)

@@ -1,7 +1,7 @@
 """The aggregate and its two gradients in 16 bits on the matrix units, with the weight given.
 
 A window row of the aggregate is a banded product (``band``), whose band is loaded; programs walk as ``walking`` says. A
-group has at most one unit where its weight's gradient is written.
+group has at most one unit where its weight's gradient is written. Infinities and NaN spread as in ``span_kernels``.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ banded product (``band``), and their gradients.
 
 Programs walk as ``walking`` says.
 
-A product with a band adds zeros times what is beside the window: an infinity or NaN in x reaches the positions of its
-line, where the plain sum would leave those alone whose windows do not meet it.
+A product with a band adds zeros times what is beside the window: an infinity or NaN in x or grad_y reaches the results
+of its line, where the plain sum would leave those alone whose windows do not meet it.
 """
 
 from __future__ import annotations

@@ -61,6 +61,10 @@ def dense(generator: Generator) -> Generator:
 def problem_of(x: tuple[int, ...], y: tuple[int, ...], generator: Generator, window: Window) -> Problem:
     """The sizes, from the shapes of x [N, C, H, W] and y [N, C, H_out, W_out]; InvbenchError for other padding than a
     layer has that pads with zeros, and for strides that the kernels do not take."""
+    if max(x[1] * x[2] * x[3], generator.span.shape[1] * y[2] * y[3]) > INT32_MAX:
+        raise InvbenchError(
+            f"span and aggregate in one kernel take images below 2**31 numbers: got {[*x[1:]]}; use another backend"
+        )
     if window.padding != window.dilation * (window.K // 2):
         raise InvbenchError(
             f"span and aggregate in one kernel pad a window by half: got padding={window.padding} for K={window.K}, "

@@ -5,8 +5,9 @@ interleaved rounds, on the tensors of the launch at hand, which itself writes al
 was chosen is known to the process, and to later ones by a file in the user's cache directory.
 
 The device is waited for in that measuring and at no other time. Where the current stream is being captured into a
-graph, nothing is measured. Sizes that change from call to call are each a problem of its own, and sums over positions
-are added up in an order that follows from the cut: see ``autotuning(False)`` where either is not wanted.
+graph, nothing is measured. Sizes that change from call to call are each a problem of its own: see
+``autotuning(False)`` where that is not wanted. Kernels whose sums follow from the cut are not tuned, so that results
+repeat bit for bit whatever was chosen.
 """
 
 from __future__ import annotations
@@ -42,10 +43,9 @@ FILE = "triton-cuts.jsonl"
 
 
 def _hash_of_sources() -> str:
-    """A hash of the code that makes a launch of a cut."""
-    names = ("band", "launching", "span_kernels", "span_launching", "tiling")
-    code = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
-    return hashlib.sha256(code).hexdigest()[:16]
+    """A hash of all the code beside this file, that of kernels and how they are launched."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
 SOURCES = _hash_of_sources()  # here, since files may change while the process runs
@@ -145,7 +145,8 @@ class Tuner:
         if seconds[fastest] >= (1 - GAIN) * seconds.get(task.default, math.inf):
             fastest = task.default
         self._chosen[task] = fastest
-        self._file.append({"key": key, "cut": list(astuple(fastest.tile)), "seconds": seconds[fastest]})
+        if task.default in seconds:  # if not, what made it fail may have been of that moment, such as a full memory
+            self._file.append({"key": key, "cut": list(astuple(fastest.tile)), "seconds": seconds[fastest]})
         return fastest
 
 
