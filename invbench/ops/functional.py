@@ -49,8 +49,12 @@ def choose_backend(x: Tensor, backend: str = "auto") -> str:
 
     Raises BackendUnavailableError, with the reason, if the one asked for cannot run.
     """
+    return _choose(backend, x.device.type, str(x.dtype).removeprefix("torch."))
+
+
+def _choose(backend: str, device: str, dtype: str) -> str:
     name: str
-    name, reason = _select(backend, x.device.type, str(x.dtype).removeprefix("torch."))
+    name, reason = _select(backend, device, dtype)
     if reason:
         raise BackendUnavailableError(reason)
     return name
@@ -62,14 +66,8 @@ def fused_operators(x: Tensor, spec: LayerSpec, hidden_channels: int, backend: s
 
     Raises BackendUnavailableError as ``choose_backend`` does.
     """
-    given = x.dtype
-    if is_autocast(x) and given != torch.float64:
-        given = torch.get_autocast_dtype(x.device.type)
-    dtype = str(given).removeprefix("torch.")
-    name: str
-    name, reason = _select(backend, x.device.type, dtype)
-    if reason:
-        raise BackendUnavailableError(reason)
+    dtype = str(_autocast_dtype(x)).removeprefix("torch.")
+    name = _choose(backend, x.device.type, dtype)
     fused = BACKENDS[name].fused
     if fused is None or forward_ad._current_level >= 0:  # noqa: SLF001 -- torch offers no public question
         return None
@@ -107,9 +105,14 @@ _select._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SL
 
 def autocast(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that autocast asks for, float64 excepted."""
+    dtype = _autocast_dtype(tensor)
+    return tensor if dtype == tensor.dtype else tensor.to(dtype)  # asked first, which costs less
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     if not is_autocast(tensor) or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def is_autocast(tensor: Tensor) -> bool:
