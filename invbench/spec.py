@@ -11,6 +11,7 @@ from typing import Any
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+AUTOCAST_DTYPES = ("bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 CLOCKS = ("eager", "device")
@@ -55,8 +56,9 @@ class Regime(StrEnum):
 
 # The backend of a row whose involutions cost nothing: the ceiling of what a faster one could reach.
 FREE = "free"
-# The scope of network rows.
+# The scope of rows of whole networks, and of networks that are trained.
 NETWORK = "network"
+TRAINING = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,8 @@ class Case:
 class NetworkCase:
     """The hashable key of one measured point of whole networks, the same for all its rows.
 
-    N images of H x W pixels and 3 channels. stem_kernel_size: K of the involution in the stem of those that have one.
+    N images of H x W pixels. stem_kernel_size: K of the involution in the stem of those that have one. autocast:
+    parameters and images are float32, and ``dtype`` is what torch.autocast computes in.
     """
 
     N: int
@@ -188,6 +191,7 @@ class NetworkCase:
     layout: str = "channels_last"
     mode: Mode = Mode.FORWARD
     threads: int = 1
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         for name in ("N", "H", "W", "stem_kernel_size", "threads"):
@@ -197,6 +201,11 @@ class NetworkCase:
         if self.stem_kernel_size % 2 == 0:
             raise InvbenchError(
                 f"stem_kernel_size must be odd, so that the window has a centre: got {self.stem_kernel_size}; try 7"
+            )
+        if self.autocast and self.dtype not in AUTOCAST_DTYPES:
+            raise InvbenchError(
+                f"autocast computes in {' or '.join(AUTOCAST_DTYPES)}: got dtype {self.dtype}; choose one, or leave "
+                "autocast out"
             )
 
     @property
@@ -212,20 +221,63 @@ class NetworkCase:
     @classmethod
     def from_dict(cls, flat: dict[str, Any]) -> NetworkCase:
         """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
-        names = [f.name for f in fields(cls)]
-        missing = [name for name in names if name not in flat]
-        if missing:
-            raise InvbenchError(f"a case needs every one of its fields: got none for {', '.join(missing)}; add them")
-        found: dict[str, Any] = {name: flat[name] for name in names}
+        found = _fields_of(cls, {"autocast": False, **flat})  # which documents before it was one do not have
         return cls(**{**found, "mode": Mode(found["mode"])})
 
 
-AnyCase = Case | NetworkCase
+@dataclass(frozen=True, slots=True)
+class TrainingCase:
+    """The hashable key of networks trained side by side: on what, in batches of N images of H x W, for so long."""
+
+    data_set: str
+    N: int
+    H: int
+    W: int
+    epochs: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    mode: Mode = Mode.TRAIN
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("N", "H", "W", "epochs", "threads"):
+            require_positive(name, getattr(self, name))
+        for name, allowed in (("dtype", DTYPES), ("layout", LAYOUTS), ("mode", tuple(Mode))):
+            require_choice(name, getattr(self, name), allowed)
+
+    @property
+    def scope(self) -> str:
+        """What rows of one table have in common: theirs is another than that of operators and networks."""
+        return TRAINING
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat form of the result document."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**{name: str(v) if isinstance(v, StrEnum) else v for name, v in own.items()}, "scope": TRAINING}
+
+    @classmethod
+    def from_dict(cls, flat: dict[str, Any]) -> TrainingCase:
+        """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
+        found = _fields_of(cls, flat)
+        return cls(**{**found, "mode": Mode(found["mode"])})
+
+
+AnyCase = Case | NetworkCase | TrainingCase
 
 
 def case_from_dict(flat: dict[str, Any]) -> AnyCase:
-    """The case of a document's row, of an operator's or a network's."""
-    return NetworkCase.from_dict(flat) if flat.get("scope") == NETWORK else Case.from_dict(flat)
+    """The case of a document's row: of an operator's, a network's, or one of training."""
+    kinds: dict[Any, type[NetworkCase | TrainingCase]] = {NETWORK: NetworkCase, TRAINING: TrainingCase}
+    return kinds.get(flat.get("scope"), Case).from_dict(flat)
+
+
+def _fields_of(case: type[NetworkCase | TrainingCase], flat: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in fields(case)]
+    missing = [name for name in names if name not in flat]
+    if missing:
+        raise InvbenchError(f"a case needs every one of its fields: got none for {', '.join(missing)}; add them")
+    return {name: flat[name] for name in names}
 
 
 CASE_FIELDS = (

@@ -28,6 +28,7 @@ REDNETS = {
     152: (33.985, 6.788, 6.763, 6.679),
 }
 RESNETS = {26: (13.697, 2.361), 38: (19.627, 3.242), 50: (25.557, 4.122), 101: (44.549, 7.849), 152: (60.193, 11.581)}
+IMAGENET = [name for name, model in SUBJECTS.items() if model.suite == "imagenet"]
 # What is changed in rednet50 with stem 3: params, macs
 ABLATIONS: dict[str, tuple[dict[str, Any], float, float]] = {
     "K=3": ({"kernel_size": 3}, 14.75, 2.46),
@@ -79,7 +80,7 @@ def test_counts_of_the_ablation(options: dict[str, Any], params: float, macs: fl
     assert found.macs / 1e9 == pytest.approx(macs, abs=0.0051)
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", IMAGENET)
 def test_published_figures_agree_with_ours(name: str) -> None:
     published = SUBJECTS[name].published
     assert published is not None
@@ -173,11 +174,12 @@ def test_resnets_names_are_torchvisions() -> None:
     assert next(iter(state)) == "conv1.weight"
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", IMAGENET)
 def test_strides_and_depths(name: str) -> None:
     with torch.device("meta"):
         network = create(name)
-    for index, blocks in enumerate(DEPTHS[SUBJECTS[name].depth]):
+    depths = DEPTHS[int(name.removeprefix("rednet").removeprefix("resnet"))]
+    for index, blocks in enumerate(depths):
         stage = getattr(network, f"layer{index + 1}")
         assert len(stage) == blocks
         for number, block in enumerate(stage):
@@ -186,15 +188,18 @@ def test_strides_and_depths(name: str) -> None:
             assert stride == (2 if index and not number else 1)
             assert (block.downsample is not None) == (number == 0)
     assert sum(isinstance(part, Involution2d) for part in network.modules()) == (
-        1 + sum(DEPTHS[SUBJECTS[name].depth]) if SUBJECTS[name].has_involution else 0
+        1 + sum(depths) if SUBJECTS[name].has_involution else 0
     )
 
 
-def test_counterparts_are_convolutional_and_of_the_same_depth() -> None:
+def test_counterparts_are_convolutional_and_take_the_same_images() -> None:
     for name, model in SUBJECTS.items():
         counterpart = SUBJECTS[model.counterpart]
         assert model.name == name
-        assert (counterpart.depth, counterpart.has_involution) == (model.depth, False)
+        assert not counterpart.has_involution
+        assert (counterpart.suite, counterpart.images) == (model.suite, model.images)
+        if model.suite == "imagenet":
+            assert counterpart.arguments == model.arguments
 
 
 # --- What they compute ---
@@ -303,8 +308,81 @@ def test_naming_networks_needs_no_torch() -> None:
         "try: create('rednet51')\nexcept ValueError as error: print(len(names), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr) == ("10 False", "")
+    assert (done.stdout.strip(), done.stderr) == ("22 False", "")
 
 
 def test_models_are_exported() -> None:
     assert invbench.models.create is create
+
+
+# --- The report's networks ---
+
+# FACTS.md, exact.
+REPORT = {
+    "mnist-conv": 34_826, "mnist-inv": 544, "fashion-mnist-conv": 257_162, "fashion-mnist-inv": 3_916,
+    "cifar10-conv": 319_178, "cifar10-inv": 13_074,
+}  # fmt: skip
+SMALL = [name for name, model in SUBJECTS.items() if model.suite == "small"]
+
+
+def small_counts(name: str) -> Counts:
+    images = SUBJECTS[name].images
+    with torch.device("meta"):
+        return count(create(name), images.side, images.side, images.channels)
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_parameters_of_the_reports_networks(name: str) -> None:
+    found = small_counts(name)
+    assert found.params == found.params_trainable == REPORT[name]
+    assert SUBJECTS[name].published.params == REPORT[name]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in REPORT])
+def test_matched_networks_match(name: str) -> None:
+    found, base = small_counts(name), small_counts(SUBJECTS[name].counterpart)
+    what = "params" if name.endswith("params") else "macs"
+    assert getattr(found, what) == pytest.approx(getattr(base, what), rel=0.006)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_learn_from_any_backend(name: str) -> None:
+    images = SUBJECTS[name].images
+    x = torch.randn(2, images.channels, images.side, images.side, dtype=torch.float64)
+    results = []
+    for backend in ("naive", "unfold"):
+        torch.manual_seed(1)
+        network = create(name, backend=backend).double()
+        torch.manual_seed(2)  # of the dropout
+        logits = network(x)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in network.parameters())])
+    assert results[0][0].shape == (2, 10)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+# --- Features for detectors ---
+
+
+@pytest.mark.parametrize("name", ["rednet26", "resnet26"])
+def test_features_are_the_stages_outputs(name: str) -> None:
+    classifier = create(name, num_classes=3, backend="unfold").eval()
+    network = create(name, features_only=True, backend="unfold").eval()
+    network.load_state_dict(classifier.state_dict())  # strictly, the classifier left out
+    x = torch.randn(1, 3, 65, 33)
+    with torch.inference_mode():
+        features = network(x)
+        logits = classifier.fc(features[-1].mean((2, 3)))
+        torch.testing.assert_close(logits, classifier(x))
+    sizes = [(-(-65 // stride), -(-33 // stride)) for stride in network.feature_strides]
+    assert [tuple(each.shape[1:]) for each in features] == [
+        (channels, *size) for channels, size in zip(network.feature_channels, sizes, strict=True)
+    ]
+    assert not any("fc" in key for key in network.state_dict())
+
+
+@pytest.mark.parametrize("options", [{"features_only": True}, {"kernel_size": 5}], ids=str)
+def test_small_networks_are_fixed(options: dict[str, Any]) -> None:
+    with pytest.raises(InvbenchError, match=f"mnist-inv is fixed as it is: got {next(iter(options))}"):
+        create("mnist-inv", **options)

@@ -11,7 +11,9 @@ The shapes come from a forward pass on the meta device, where nothing is compute
     pooling       0                                   elements of its input
 
 ``macs`` is what papers mean; ``macs_mmcv`` is what mmcv's get_model_complexity_info prints, which the official README
-quotes. Sums of two tensors count nothing in either.
+quotes. Sums of two tensors count nothing in either. ``activations`` are the numbers that come out of the first three
+kinds (Radosavovic et al., Designing Network Design Spaces, CVPR 2020, section 3.1, and the linear layers), an
+involution's generated weight among them, whether or not a backend ever writes it to memory.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from invbench.ops import Involution2d
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """params: all, and those that are trained. macs, macs_mmcv: of the forward pass of one image."""
+    """params: all, and those that are trained. macs, macs_mmcv, activations: of the forward pass of one image."""
 
     params: int
     params_trainable: int
     macs: int
     macs_mmcv: int
+    activations: int
 
 
 def _convolution(layer: nn.Conv2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
@@ -72,13 +75,16 @@ WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
 }
 
 
+ACTIVE = (nn.Conv2d, nn.Linear, Involution2d)
+
+
 def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
     """The counts of a network for one image [1, channels, H, W]; modules that ``WORK`` does not know count nothing."""
     parameters = list(network.parameters())
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, int, int]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        found.append(WORK[type(layer)](layer, inputs[0], y))
+        found.append((*WORK[type(layer)](layer, inputs[0], y), y.numel() if isinstance(layer, ACTIVE) else 0))
 
     shadow = copy.deepcopy(network).to("meta").eval()
     for part in shadow.modules():
@@ -89,6 +95,6 @@ def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
     with torch.no_grad():
         shadow(torch.empty(1, channels, H, W, device="meta", dtype=dtype))
-    macs, macs_mmcv = (sum(numbers) for numbers in zip(*found, strict=True)) if found else (0, 0)
+    macs, macs_mmcv, activations = (sum(numbers) for numbers in zip(*found, strict=True)) if found else (0, 0, 0)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv)
+    return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv, activations)

@@ -29,7 +29,7 @@ class RedNet(ResidualNetwork):
     def __init__(
         self,
         blocks: Sequence[int],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         stem_kernel_size: int = 7,
         backend: str = "auto",
         kernel_size: int = 7,

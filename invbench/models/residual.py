@@ -8,6 +8,7 @@ conv1 and conv3 are 1x1 convolutions; conv2 is the one spatial layer, with the b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,17 +48,23 @@ class Bottleneck(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """Four stages and a classifier; a family adds its stem, and then these."""
+    """Four stages, and a classifier unless only features are wanted; a family adds its stem, and then these.
+
+    feature_channels, feature_strides: of the stages' outputs.
+    """
 
     layer1: nn.Module
     layer2: nn.Module
     layer3: nn.Module
     layer4: nn.Module
+    feature_channels = tuple(EXPANSION * mid for mid in MID_CHANNELS)
+    feature_strides = (4, 8, 16, 32)
 
-    def add_stages(self, blocks: Sequence[int], num_classes: int, spatial: Spatial) -> None:
+    def add_stages(self, blocks: Sequence[int], num_classes: int | None, spatial: Spatial) -> None:
         """``layer1`` to ``layer4``, ``avgpool`` and ``fc``.
 
-        blocks: their number in each stage. spatial: makes the middle layer of a block.
+        blocks: their number in each stage. num_classes: None for no classifier. spatial: makes the middle layer of a
+        block.
         """
         channels = STEM_CHANNELS
         for index, (count, mid) in enumerate(zip(blocks, MID_CHANNELS, strict=True)):
@@ -67,20 +74,38 @@ class ResidualNetwork(nn.Module):
                 stage.append(Bottleneck(channels, mid, stride, spatial))
                 channels = EXPANSION * mid
             self.add_module(f"layer{index + 1}", nn.Sequential(*stage))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc: nn.Module | None = None
+        if num_classes is not None:
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+            self.fc = nn.Linear(channels, num_classes)
         _initialise(self)
 
     def stem_forward(self, x: Tensor) -> Tensor:
         """What comes before the stages: [N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] from images [N, 3, H, W]."""
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The stages' outputs [N, 256, ceil(H / 4), ceil(W / 4)] to [N, 2048, ceil(H / 32), ceil(W / 32)]."""
+        found = []
         x = self.stem_forward(x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits [N, num_classes] from images [N, 3, H, W], or the features where there is no classifier."""
+        found = self.features(x)
+        if self.fc is None:
+            return found
+        logits: Tensor = self.fc(self.avgpool(found[-1]).flatten(1))
         return logits
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.fc is None:  # the weights of a classifier are those of a backbone, and two more
+            for name in ("fc.weight", "fc.bias"):
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _initialise(network: nn.Module) -> None:

@@ -16,7 +16,7 @@ from invbench.models.residual import STEM_CHANNELS, ResidualNetwork
 class ResNet(ResidualNetwork):
     """Images [N, 3, H, W] to logits [N, num_classes]; state_dict names are torchvision's."""
 
-    def __init__(self, blocks: Sequence[int], num_classes: int = 1000) -> None:
+    def __init__(self, blocks: Sequence[int], num_classes: int | None = 1000) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)

@@ -10,7 +10,7 @@ from invbench.report.columns import axis_name, axis_text
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
 from invbench.results.quantities import FEWEST, Interval
-from invbench.spec import NetworkCase, Scope
+from invbench.spec import Case, Scope
 from invbench.verdict import fastest_involution, paired_ratio
 from invbench.verdict.points import (
     CLASS,
@@ -139,7 +139,7 @@ def _kind(point: Point, named: Sequence[str]) -> str:
 
 def _one_point(results: ResultSet) -> str:
     best = fastest_involution(results.results)
-    if best is None or isinstance(best.case, NetworkCase):
+    if best is None or not isinstance(best.case, Case):
         return "No involution was timed, so there is nothing to conclude."
     K = best.case.layer.K
     kinds = {"conv2d": f"nn.Conv2d {K}x{K}", **({"conv2d-3x3": "nn.Conv2d 3x3"} if K != 3 else {})}

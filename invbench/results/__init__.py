@@ -11,7 +11,7 @@ from typing import Any
 
 from invbench.results.row import Result as Result
 from invbench.results.row import Status as Status
-from invbench.spec import AnyCase, InvbenchError, NetworkCase
+from invbench.spec import AnyCase, Case, InvbenchError, NetworkCase, TrainingCase
 
 SCHEMA = 1
 
@@ -52,11 +52,15 @@ class ResultSet:
 
     def operators(self) -> ResultSet:
         """The document with the rows of single operators only."""
-        return replace(self, results=tuple(r for r in self.results if not isinstance(r.case, NetworkCase)))
+        return replace(self, results=tuple(r for r in self.results if isinstance(r.case, Case)))
 
     def networks(self) -> ResultSet:
         """The document with the rows of whole networks only."""
         return replace(self, results=tuple(r for r in self.results if isinstance(r.case, NetworkCase)))
+
+    def trainings(self) -> ResultSet:
+        """The document with the rows of networks that were trained only."""
+        return replace(self, results=tuple(r for r in self.results if isinstance(r.case, TrainingCase)))
 
     def baseline_of(self, result: Result) -> str | None:
         """What the row's ratio is to."""

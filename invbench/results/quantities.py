@@ -23,6 +23,7 @@ class Unit(StrEnum):
 
     SECONDS = "s"
     BYTES = "B"
+    PERCENT = "%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,14 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak bytes above inputs and parameters, the output included; None where the method cannot tell."""
+    """Peak bytes above inputs and parameters, the output included; None where the method cannot tell.
+
+    kept: of a training step, what its forward pass keeps for the backward pass, inputs and parameters left out.
+    """
 
     peak: int | None
     method: str | None
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +204,48 @@ class Breakdown:
         """The inverse of ``to_dict``."""
         parts = {name: value for name, value in stored["parts"].items() if name != "rest"}
         return cls(stored["total"], parts, stored["method"])
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How networks of one kind came out of training, one of each seed.
+
+    accuracy: validation accuracy in percent after each epoch, for each seed. loss: the training loss, the mean over
+    each epoch. seconds: of all training steps, for each seed that was trained to its end. epochs: how many there are to
+    be.
+    """
+
+    accuracy: tuple[tuple[float, ...], ...]
+    loss: tuple[tuple[float, ...], ...]
+    seconds: tuple[float, ...]
+    epochs: int
+
+    @property
+    def final(self) -> tuple[float, ...]:
+        """The accuracy after the last epoch, for each seed that came so far; never the best of several epochs."""
+        return tuple(curve[-1] for curve in self.accuracy if len(curve) == self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields ``accuracy`` and ``train_time`` of the document."""
+        curves = {"curves": [list(curve) for curve in self.accuracy], "losses": [list(curve) for curve in self.loss]}
+        return {
+            "accuracy": {"unit": str(Unit.PERCENT), **_spread(self.final), **curves, "epochs": self.epochs},
+            "train_time": {"unit": str(Unit.SECONDS), **_spread(self.seconds)},
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Training:
+        """The inverse of ``to_dict``."""
+        accuracy, seconds = row["accuracy"], row["train_time"]
+        curves, losses = (tuple(map(tuple, accuracy[name])) for name in ("curves", "losses"))
+        return cls(curves, losses, tuple(seconds["values"]), accuracy["epochs"])
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, mean and standard deviation over seeds; None where there are too few."""
+    return {
+        "median": statistics.median(values) if values else None,
+        "mean": statistics.fmean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "values": list(values),
+    }

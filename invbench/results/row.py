@@ -13,15 +13,17 @@ from invbench.results.quantities import (
     Memory,
     Ratio,
     Samples,
+    Training,
     Unit,
     interval_from_dict,
     interval_to_dict,
 )
-from invbench.spec import AnyCase, NetworkCase, Regime, case_from_dict
+from invbench.spec import AnyCase, Case, Regime, TrainingCase, case_from_dict
 
 # Fields that are stored as they are, and those that are left out of the document where they say nothing.
 PLAIN = ("subject", "backend", "reason", "params", "macs", "flop", "bytes_min", "roofline_fraction", "error")
 OPTIONAL = ("chosen_layout", "baseline", "peaks", "machine", "device", "run")
+NETWORK_FIELDS = ("params_trainable", "macs_mmcv", "activations", "published", "pair")
 
 
 class Status(StrEnum):
@@ -48,8 +50,13 @@ class Result:
     share the points; run, which document it is from, where several measured the same case on the same machine.
 
     Rows of networks count one image, and have besides: regime, how the network was run; params_trainable; macs_mmcv,
-    as mmcv counts; published, what others say of it, with their source; ceiling, the time of the same network with its
-    involutions for free over this one's; breakdown, where the time of a call goes.
+    as mmcv counts; activations, the numbers that its convolutions, involutions and linear layers put out; published,
+    what others say of it, with their source; ceiling, the time of the same network with its involutions for free over
+    this one's; breakdown, where the time of a call goes.
+
+    Rows of networks that were trained have besides: training, what came of it; pair, what the two sides of the
+    comparison have in common: "report" (nothing), "params" or "macs"; of the side that is in several, joined by commas.
+    Their latency is that of a training step, optimiser included, in blocks of an epoch.
     """
 
     subject: str
@@ -77,9 +84,12 @@ class Result:
     regime: Regime | None = None
     params_trainable: int | None = None
     macs_mmcv: int | None = None
+    activations: int | None = None
     published: Mapping[str, Any] | None = None
     ceiling: Interval | None = None
     breakdown: Breakdown | None = None
+    training: Training | None = None
+    pair: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -96,7 +106,7 @@ class Result:
         """Closed-form FLOP of the whole batch over the median latency."""
         if self.flop is None or not self.seconds:
             return None
-        return self.flop * (self.case.N if isinstance(self.case, NetworkCase) else 1) / self.seconds
+        return self.flop * (1 if isinstance(self.case, Case) else self.case.N) / self.seconds
 
     @property
     def images_per_s(self) -> float | None:
@@ -129,12 +139,19 @@ class Result:
         return {**row, **{n: value for n, value in optional.items() if value is not None}, **self._network_fields()}
 
     def _network_fields(self) -> dict[str, Any]:
-        if not isinstance(self.case, NetworkCase):
+        if isinstance(self.case, Case):
             return {}
+        whole = {
+            **{name: getattr(self, name) for name in ("params_trainable", "macs_mmcv", "activations", "images_per_s")},
+            "published": self.published and dict(self.published),
+        }
+        if isinstance(self.case, TrainingCase):
+            step = self.latency and {"unit": str(Unit.SECONDS), **interval_to_dict(self.latency.interval)}
+            told = self.training.to_dict() if self.training else {"accuracy": None, "train_time": None}
+            return {"pair": self.pair, **whole, **told, "step_time": step}
         return {
             "regime": self.regime and str(self.regime),
-            **{name: getattr(self, name) for name in ("params_trainable", "macs_mmcv", "images_per_s")},
-            "published": self.published and dict(self.published),
+            **whole,
             "ceiling": self.ceiling and interval_to_dict(self.ceiling),
             "breakdown": self.breakdown and self.breakdown.to_dict(),
         }
@@ -143,18 +160,19 @@ class Result:
     def from_dict(cls, row: Mapping[str, Any]) -> Result:
         """The inverse of ``to_dict``."""
         stored: dict[str, Any] = {name: row[name] for name in PLAIN}
-        optional = {name: row.get(name) for name in (*OPTIONAL, "params_trainable", "macs_mmcv", "published")}
+        optional = {name: row.get(name) for name in (*OPTIONAL, *NETWORK_FIELDS)}
         memory, first_call = row["memory"], row["first_call"]
         return cls(
             case=case_from_dict(row["case"]),
             status=Status(row["status"]),
             latency=row["latency"] and Samples.from_dict(row["latency"]),
             first_call=first_call and first_call["value"],
-            memory=memory and Memory(memory["peak"], memory["method"]),
+            memory=memory and Memory(memory["peak"], memory["method"], memory.get("kept")),
             ratio=row["ratio"] and Ratio.from_dict(row["ratio"]),
             warnings=tuple(row["warnings"]),
             regime=Regime(row["regime"]) if row.get("regime") else None,
             ceiling=interval_from_dict(row["ceiling"]) if row.get("ceiling") else None,
             breakdown=Breakdown.from_dict(row["breakdown"]) if row.get("breakdown") else None,
+            training=Training.from_dict(row) if row.get("accuracy") else None,
             **{**stored, **optional},
         )
