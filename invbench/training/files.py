@@ -194,7 +194,7 @@ def _fetch(file: File, url: str, path: Path) -> str | None:
     import torch.hub
 
     try:
-        # Its own check is of SHA-256, which nobody publishes for these files.
+        # Its own check is of SHA-256; the published checksums are MD5.
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except (OSError, http.client.HTTPException) as error:
         return _reason(error)
