@@ -197,7 +197,7 @@ def _round(
         track = tracks[name]
         before = throttling.look() if throttling else None
         try:
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 blocks[name] = tuple(track.sampler(track.calls) for _ in range(track.samples))
         except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
             failures[name] = error.with_traceback(None)  # whose frames would keep what the subject holds
@@ -218,7 +218,8 @@ def _hopeless(tracks: Mapping[str, _Track], discarded: int | None) -> bool:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Inside, no time goes to looking for garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

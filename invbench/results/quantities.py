@@ -62,7 +62,8 @@ class Samples:
     """Raw timings in blocks; each block is summarised by its median, and no sample is ever dropped.
 
     blocks: one tuple of seconds per call for each round. calls: how many calls one sample averages over.
-    clock: eager or device. cache: hot or cold. stop: precision, noise, budget, throttled or interrupted.
+    clock: eager or device. cache: hot or cold. stop: precision, noise, budget, throttled, interrupted, or
+    epochs, of a training that came to its end.
     launches: how the device clock keeps them out of the window: "graph" (replays of a CUDA graph) or "queue" (queued
     before the GPU gets there). floor: seconds that the clock read for next to nothing in the same run. discarded:
     rounds of the run that were not kept, since the device was slowed down by heat or a fault. power_capped: for each
