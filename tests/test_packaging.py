@@ -50,7 +50,7 @@ def test_dependencies_are_these_and_no_others() -> None:
 def test_the_extra_for_tests_has_what_the_tests_import() -> None:
     names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["test"]}
     assert names == {"invbench", "pytest", "hypothesis", "expecttest", "selenium"}
-    assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report]"
+    assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report,train]"
 
 
 def test_the_extra_for_reports_has_what_plots_and_parquet_need() -> None:
@@ -58,6 +58,10 @@ def test_the_extra_for_reports_has_what_plots_and_parquet_need() -> None:
     assert names == {"bokeh", "pyarrow"}
     for name in ("page.js", "plots.js", "style.css"):
         assert importlib.resources.files("invbench.report.web").joinpath(name).is_file()
+
+
+def test_the_extra_for_training_has_what_the_digits_need() -> None:
+    assert {requirement(text)[0] for text in PROJECT["optional-dependencies"]["train"]} == {"scikit-learn"}
 
 
 def test_installed_metadata() -> None:
@@ -101,6 +105,7 @@ def fresh(*arguments: str, path: Path | None = None) -> subprocess.CompletedProc
         "invbench.report",
         "invbench.cli",
         "invbench.ops",
+        "invbench.training.data_sets",
     ],
 )
 def test_telling_imports_neither_torch_nor_pandas(module: str) -> None:
