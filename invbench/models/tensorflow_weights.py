@@ -107,8 +107,8 @@ def adopt(found: dict[str, Tensor], target: nn.Module, epsilon: float) -> dict[s
     """The target's state_dict, but for the order of channels.
 
     found: TensorFlow's values under the target's names, and perhaps biases of convolutions that have none here, each
-        in front of a batch norm. What the norms here lack of epsilon, that of TensorFlow's, goes into their variance;
-        such a bias, which the norm would take off again, into its mean.
+        in front of a batch norm. Such a bias is taken off the norm's mean.
+    epsilon: that of TensorFlow's norms. By what it exceeds that of the norms here, their variances grow.
 
     Raises InvbenchError for names that are missing or unknown, shapes that do not fit, and an epsilon below ours.
     """
