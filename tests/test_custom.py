@@ -75,7 +75,7 @@ def test_a_factory_is_found(name: str, expected: Subject) -> None:
         ("nosuch:make", "No module named 'nosuch'"),
         ("mine_of_tests:other", "has no attribute 'other'"),
         (".relative:make", "cannot be imported"),
-        ("mine_of_tests:number", "a factory is called with a case: got int"),
+        ("mine_of_tests:number", "a factory is something to call: got int"),
         ("naive", "this is the name of a row of ours"),
         ("conv2d", "this is the name of a row of ours"),
         ("involution", "this is the name of a row of ours"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from invbench.harness import memory, server
-from invbench.harness.memory import UNKNOWN, Job, cpu_peaks, cuda_peak
+from invbench.harness.memory import UNKNOWN, OperatorJob, cpu_peaks, cuda_peak
 from invbench.harness.settings import INVOLUTION, Subject
 from invbench.results.quantities import Memory
 from invbench.spec import Case, LayerSpec, Scope
@@ -24,8 +24,8 @@ SMALL = Case(1, 128, 128, LayerSpec(32, 1), layout="contiguous", scope=Scope.AGG
 NAIVE, UNFOLD = Subject(INVOLUTION, "naive"), Subject(INVOLUTION, "unfold")
 
 
-def job(subject: Subject, case: Case) -> Job:
-    return Job(subject, case, seed=0, layout=case.layout)
+def job(subject: Subject, case: Case) -> OperatorJob:
+    return OperatorJob(subject, case, seed=0, layout=case.layout)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,6 @@ def test_cuda_peak_is_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> No
     state = {"held": 100, "peak": 0}
 
     class Call:
-        case = SimpleNamespace(device="cuda:0")
-
         def call(self) -> None:
             state["peak"] = state["held"] + 42
 
@@ -113,7 +111,7 @@ def test_cuda_peak_is_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: state.update(peak=state["held"]))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state["held"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
-    assert cuda_peak(Call()) == Memory(42, "cuda-allocator")  # type: ignore[arg-type]
+    assert cuda_peak(Call(), torch.device("cuda:0")) == Memory(42, "cuda-allocator")  # type: ignore[arg-type]
 
 
 @on_linux
@@ -128,7 +126,7 @@ def test_a_child_that_has_measured_before_finds_the_same() -> None:
 
 @on_linux
 def test_ctrl_c_ends_the_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(job: Job) -> None:
+    def interrupt(job: OperatorJob) -> None:
         raise KeyboardInterrupt
 
     cpu_peaks([job(NAIVE, SMALL)], workers=1)

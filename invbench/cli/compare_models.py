@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 from invbench import __version__
 from invbench.cli import options
@@ -12,27 +14,52 @@ from invbench.cli.interrupts import held_back
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
-from invbench.harness.networks import NetworkSettings, require_trainable
-from invbench.models import SUBJECTS, require_model
+from invbench.harness.networks import NetworkSettings, points_of, require_trainable
+from invbench.models import SUBJECTS, SUITES, require_model
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS, output
-from invbench.report.progress import progress
+from invbench.report.progress import Teller, progress
 from invbench.results import ResultSet
 from invbench.spec import CACHES, CLOCKS, DTYPES, LAYOUTS, InvbenchError, Mode, NetworkCase
 from invbench.verdict import exit_code
 
 STEMS = (7, 3)
 MODES = (Mode.FORWARD, Mode.TRAIN)
+DEFAULT = "rednet50,resnet50"
+IMAGE_SIZE = 224
+
+Point = tuple[NetworkCase, NetworkSettings]
+
+
+def _suites() -> str:
+    return "; ".join(f"{name}, {text}" for name, text in SUITES.items())
 
 
 def compare_models(
     models: Annotated[
-        str, option("--models", f"A comma list of networks: {', '.join(SUBJECTS)}.", metavar="A,B,...")
-    ] = "rednet50,resnet50",
-    N: Annotated[int, option("--N", "Images in the batch.")] = 1,
-    image_size: Annotated[int, option("--image-size", "Height and width of the images.")] = 224,
+        str | None,
+        option(
+            "--models",
+            f"A comma list of networks: {', '.join(SUBJECTS)}, or your own package.module:factory. "
+            f"[default: {DEFAULT}]",
+            metavar="A,B,...",
+        ),
+    ] = None,
+    suite: Annotated[str | None, option("--suite", f"All networks of a group: {_suites()}.", *SUITES)] = None,
+    N: Annotated[str, option("--N", "Images in the batch; a comma list or range.", metavar="N,...")] = "1",
+    image_size: Annotated[
+        str | None,
+        option(
+            "--image-size",
+            "Height and width of the images; a comma list or range. [default: 224, and that of each small network]",
+            metavar="SIDE,...",
+        ),
+    ] = None,
     mode: Annotated[
-        str, option("--mode", "Inference, or forward and backward of a training step.", *MODES)
+        str,
+        option(
+            "--mode", "Inference, or forward and backward of a training step; a comma list.", metavar="forward,train"
+        ),
     ] = "forward",
     breakdown: Annotated[bool, option("--breakdown", "Show where the time goes, by kind of layer.")] = False,
     static: Annotated[bool, option("--static", "Count parameters and multiply-adds, and time nothing.")] = False,
@@ -52,6 +79,9 @@ def compare_models(
         option("--device", "Where to run. [default: cuda if there is one]", "cpu", "cuda", "cuda:1", "mps", "xpu"),
     ] = None,
     dtype: Annotated[str, option("--dtype", "Type of all tensors.", *DTYPES)] = "float32",
+    autocast: Annotated[
+        bool, option("--autocast", "Parameters in float32; torch.autocast computes in --dtype bfloat16 or float16.")
+    ] = False,
     layout: Annotated[str, option("--layout", "Layout of images and weights.", *LAYOUTS)] = "channels_last",
     clock: options.Clock = "eager",
     cache: options.Cache = "hot",
@@ -67,40 +97,44 @@ def compare_models(
     """Compare whole networks: as built and as deployed, with what involution for free would reach."""
     # All of this comes before torch is imported, so that a slip of the finger is answered at once.
     options.check_choices({
-        "--mode": (mode, MODES), "--clock": (clock, CLOCKS), "--cache": (cache, CACHES), "--dtype": (dtype, DTYPES),
+        "--suite": (suite, SUITES), "--clock": (clock, CLOCKS), "--cache": (cache, CACHES), "--dtype": (dtype, DTYPES),
         "--layout": (layout, LAYOUTS), "--format": (format_name, FORMATS),
     })  # fmt: skip
     for name in backend or ():
         options.check_choices({"--backend": (name, ("auto", *BACKENDS))})
     options.check_measuring(budget, precision, seed)
-    for option_name, value in (
-        ("--N", N),
-        ("--image-size", image_size),
-        ("--threads", 1 if threads is None else threads),
-    ):
-        if not 0 < value < 2**31:
-            raise InvbenchError(f"{option_name} must be a whole number of at least 1: got {value}; try 1")
+    if threads is not None and not 0 < threads < 2**31:
+        raise InvbenchError(f"--threads must be a whole number of at least 1: got {threads}; try 1")
     if stem_kernel_size not in STEMS:
         raise InvbenchError(
             f"--stem-kernel-size must be 7 or 3: got {stem_kernel_size}; try 7, as the published figures"
         )
+    if static and breakdown:
+        raise InvbenchError("--breakdown and --static: where time goes is not known where nothing is timed; drop one")
+    named = _networks(models, suite)
+    axes = _Axes(options.numbers("--N", N), _sides(image_size, named), _modes(mode))
     case = NetworkCase(
-        N, image_size, image_size, stem_kernel_size, device or "cpu", dtype, layout, Mode(mode), threads or 1
+        1, 1, 1, stem_kernel_size, device or "cpu", dtype, layout, threads=threads or 1, autocast=autocast
     )
     settings = NetworkSettings(
-        models=_models(models),
+        models=named,
         backends=tuple(dict.fromkeys(backend or ("auto",))),
         asked_for=tuple(name for name in backend or () if name != "auto"),
         baseline=_model("--baseline", baseline) if baseline is not None else None,
         budget=Budget(seconds=budget, precision=precision / 100),
         cache=cache, clock=clock, seed=seed, autotune=not no_autotune, breakdown=breakdown,
     )  # fmt: skip
-    if static and breakdown:
-        raise InvbenchError("--breakdown and --static: where time goes is not known where nothing is timed; drop one")
-    require_trainable(case)
+    if not any(":" in name for name in (*named, settings.baseline or "")):  # others are not known yet
+        axes.points(case, settings)
     file_format = options.file_format(file, format_name)
+    keep_quiet()
     try:
-        results = _measured(case, settings, device, threads, static, quiet, options.command_line(file))
+        with progress(quiet) as tell:
+            tell("importing torch")
+            with held_back():
+                from invbench.harness.networks import comparing
+            points = axes.points(*comparing.complete(case, settings, device, threads))
+            results = _measured(points, static, tell, options.command_line(file))
     except KeyboardInterrupt as stop:
         raise options.Interrupted("interrupted before anything was measured") from stop
     try:  # whichever of the two cannot be written, the other is
@@ -111,36 +145,84 @@ def compare_models(
     return 130 if results.interrupted else exit_code(results.results, asked_for=settings.asked_for)
 
 
-def _measured(
-    case: NetworkCase,
-    settings: NetworkSettings,
-    device: str | None,
-    threads: int | None,
-    static: bool,
-    quiet: bool,
-    command: str,
-) -> ResultSet:
-    with progress(quiet) as tell:
-        tell("importing torch")
-        keep_quiet()
-        with held_back():
-            from invbench.harness.networks import comparing
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """What the points differ in."""
 
-        case, settings = comparing.complete(case, settings, device, threads)
-        found = comparing.count_networks(case, settings) if static else comparing.compare_networks(case, settings, tell)
-    stored: dict[str, Any] = asdict(settings)
-    return ResultSet(
-        results=found.results, command=command, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__, environment=found.environment, settings=stored, peaks=found.peaks or None,
-        baseline=settings.baseline, interrupted=found.interrupted,
-    )  # fmt: skip
+    images: tuple[int, ...]
+    sides: tuple[int, ...]
+    modes: tuple[Mode, ...]
+
+    def points(self, case: NetworkCase, settings: NetworkSettings) -> list[Point]:
+        """The points, each of which can be trained if that is asked for."""
+        points = points_of(case, settings, self.images, self.sides, self.modes)
+        for each in points:
+            require_trainable(*each)
+        return points
 
 
-def _models(given: str) -> tuple[str, ...]:
+def _measured(points: Sequence[Point], static: bool, tell: Teller, command: str) -> ResultSet:
+    """The document of all points; what Ctrl-C leaves of them, if it comes after the first."""
+    from invbench.harness.networks import comparing
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    found: list[ResultSet] = []
+    for number, (case, settings) in enumerate(points, 1):
+        where = f"[{number}/{len(points)}] {case.mode}, N={case.N}, {case.H}x{case.W}: " if len(points) > 1 else ""
+        told = partial(_tell, tell, where)
+        try:
+            if static:
+                point = comparing.count_networks(case, settings)
+            else:
+                point = comparing.compare_networks(case, settings, told)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            found[-1] = replace(found[-1], interrupted=True)
+            break
+        found.append(
+            ResultSet(
+                results=point.results, command=command, created=created, tool_version=__version__,
+                environment=point.environment, settings=asdict(settings), peaks=point.peaks or None,
+                baseline=settings.baseline, interrupted=point.interrupted,
+            )
+        )  # fmt: skip
+        if point.interrupted:
+            break
+    return ResultSet.merged(found, command, created)
+
+
+def _tell(tell: Teller, where: str, line: str) -> None:
+    tell(f"{where}{line}")
+
+
+def _networks(models: str | None, suite: str | None) -> tuple[str, ...]:
+    if models is not None and suite is not None:
+        raise InvbenchError(f"--models and --suite both say which networks: got {models} and {suite}; give one")
+    if suite is not None:
+        return tuple(name for name, model in SUBJECTS.items() if model.suite == suite)
+    given = DEFAULT if models is None else models
     return tuple(dict.fromkeys(_model("--models", name.strip()) for name in given.split(",")))
 
 
+def _sides(given: str | None, networks: Sequence[str]) -> tuple[int, ...]:
+    fixed = [name for name in networks if name in SUBJECTS and SUBJECTS[name].images.side is not None]
+    if given is not None and len(fixed) == len(networks):
+        side = SUBJECTS[fixed[0]].images.side
+        raise InvbenchError(f"--image-size: {fixed[0]} takes images of {side}x{side} only: got {given}; leave it out")
+    return options.numbers("--image-size", given or str(IMAGE_SIZE))
+
+
+def _modes(given: str) -> tuple[Mode, ...]:
+    words = [word.strip() for word in given.split(",")]
+    for word in words:
+        options.check_choices({"--mode": (word, MODES)})
+    return tuple(dict.fromkeys(map(Mode, words)))
+
+
 def _model(option_name: str, name: str) -> str:
+    if ":" in name:
+        return name  # a user's own, which is imported after torch
     try:
         return require_model(name).name
     except InvbenchError as error:

@@ -12,6 +12,7 @@ import typer
 
 from invbench.report import FORMATS, format_for, output
 from invbench.spec import CACHES, CLOCKS, InvbenchError, require_choice
+from invbench.study.grid import parse_axis
 
 
 class Interrupted(Exception):  # noqa: N818 -- it is no error
@@ -51,6 +52,11 @@ def check_measuring(budget: float | None, precision: float | None, seed: int, ti
             raise InvbenchError(f"{name} must be above 0: got {number:g}; try {usual}")
     if not 0 <= seed < 2**62:
         raise InvbenchError(f"--seed must be a whole number from 0 to 2**62: got {seed}; try 0")
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 as a comma list or ranges ``first:last:step``, each once."""
+    return tuple(int(value) for value in parse_axis(name, text))
 
 
 def file_format(file: Path | None, format_name: str | None) -> str:

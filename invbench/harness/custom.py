@@ -26,8 +26,10 @@ from invbench.spec import InvbenchError
 GROUP = "invbench.subjects"
 
 
-def resolve(name: str) -> Callable[..., Any]:
+def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
     """The factory of that name: an entry point of the group, or ``package.module:factory``, also from this folder.
+
+    option: where it was given, for errors.
 
     Raises InvbenchError if there is none, or if importing it fails.
     """
@@ -36,7 +38,7 @@ def resolve(name: str) -> Callable[..., Any]:
     if not (module and colon and path):
         known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none is installed here"
         raise InvbenchError(
-            f"--subject takes package.module:factory or a name of the entry-point group {GROUP!r} ({known}): "
+            f"{option} takes package.module:factory or a name of the entry-point group {GROUP!r} ({known}): "
             f"got {name!r}"
         )
     if str(Path.cwd()) not in sys.path:
@@ -46,9 +48,9 @@ def resolve(name: str) -> Callable[..., Any]:
         for part in path.split("."):
             factory = getattr(factory, part)
     except Exception as error:
-        raise InvbenchError(f"--subject {name}: it cannot be imported ({describe_failure(error)})") from error
+        raise InvbenchError(f"{option} {name}: it cannot be imported ({describe_failure(error)})") from error
     if not callable(factory):
-        raise InvbenchError(f"--subject {name}: a factory is called with a case: got {type(factory).__name__}")
+        raise InvbenchError(f"{option} {name}: a factory is something to call: got {type(factory).__name__}")
     made: Callable[..., Any] = factory
     return made
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from invbench.harness import server
 from invbench.harness.machine import set_threads
 from invbench.harness.settings import Subject
+from invbench.harness.steps import Step
 from invbench.harness.subjects import Runnable
 from invbench.results.quantities import Memory
 from invbench.spec import Case
 
 UNKNOWN = Memory(peak=None, method=None)
-TIMEOUT = 120.0
 END_SECONDS = 5.0
 
 # The kernel counts the pages of each thread in batches, so that a peak can be off by some hundred KiB: below this it
@@ -31,14 +34,46 @@ RESOLUTION = 2**20
 _STATUS = Path("/proc/self/status")
 
 
+Named = TypeVar("Named", bound=Hashable, covariant=True)
+
+
+class Job(Protocol[Named]):
+    """One row whose memory is wanted: what to build in a process of its own. It is pickled on its way there."""
+
+    @property
+    def subject(self) -> Named:
+        """Whose memory it is: one process measures all jobs of a subject, and no other's."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which the process is given up."""
+
+    def step(self) -> Step:
+        """What is called."""
+
+
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One row whose memory is wanted: what to build in a process of its own."""
+class OperatorJob:
+    """A subject at a point, in the layout that was chosen for it."""
 
     subject: Subject
     case: Case
     seed: int
     layout: str
+    timeout: float = 120.0
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the point."""
+        return self.case.threads
+
+    def step(self) -> Step:
+        """The subject, ready to be called."""
+        return Runnable(self.subject, self.case, self.seed, self.layout)
 
 
 class Child:
@@ -56,11 +91,11 @@ class Child:
         self._process.start()
         theirs.close()
 
-    def peak(self, job: Job) -> Memory | None:
+    def peak(self, job: Job[Any]) -> Memory | None:
         """The peak; None if the process failed, and is of no further use."""
         try:
             self._connection.send(job)
-            found = self._connection.recv() if self._connection.poll(TIMEOUT) else None
+            found = self._connection.recv() if self._connection.poll(job.timeout) else None
         except (EOFError, OSError):
             return None
         return found if isinstance(found, Memory) else None
@@ -80,7 +115,7 @@ class Child:
         self._process.join(END_SECONDS)
 
 
-_children: dict[Subject, Child] = {}
+_children: dict[Hashable, Child] = {}
 
 
 def _dismiss_children() -> None:
@@ -95,7 +130,7 @@ def _dismiss_children() -> None:
 util.Finalize(None, _dismiss_children, exitpriority=1)
 
 
-def cpu_peaks(jobs: Iterable[Job], workers: int, beat: Callable[[], None] = lambda: None) -> dict[Subject, Memory]:
+def cpu_peaks(jobs: Iterable[Job[Named]], workers: int, beat: Callable[[], None] = lambda: None) -> dict[Named, Memory]:
     """The peaks of all jobs, each subject in its own process, some at a time; ``UNKNOWN`` where one cannot be had.
 
     beat: called as each is done, so that somebody who waits sees that it goes on.
@@ -120,7 +155,7 @@ def cpu_peaks(jobs: Iterable[Job], workers: int, beat: Callable[[], None] = lamb
         pool.shutdown(cancel_futures=True)
 
 
-def _peak_of(job: Job) -> Memory:
+def _peak_of(job: Job[Any]) -> Memory:
     try:
         child = _children.get(job.subject)
         if child is None:
@@ -134,15 +169,33 @@ def _peak_of(job: Job) -> Memory:
     return found
 
 
-def cuda_peak(runnable: Runnable) -> Memory:
+def cuda_peak(step: Step, device: torch.device) -> Memory:
     """What the caching allocator held at most during one call, above what it held before."""
-    device = torch.device(runnable.case.device)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     held = torch.cuda.memory_allocated(device)
-    runnable.call()
+    step.call()
     torch.cuda.synchronize(device)
     return Memory(torch.cuda.max_memory_allocated(device) - held, "cuda-allocator")
+
+
+def kept_bytes(forward: Callable[[], object], besides: Sequence[Tensor]) -> int:
+    """What a forward pass keeps for the backward pass, each storage once.
+
+    besides: inputs and parameters, which are there anyway.
+    """
+    there = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor  # what the graph holds on to, so that no other can have its address
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(size for address, size in found.items() if address not in there)
 
 
 def _serve(connection: Connection) -> None:
@@ -160,14 +213,14 @@ def _serve(connection: Connection) -> None:
         connection.send(answer)
 
 
-def _high_water_mark(job: Job) -> Memory:
+def _high_water_mark(job: Job[Any]) -> Memory:
     """The resident high-water mark of one call, after a first one has compiled and cached."""
-    set_threads(job.case.threads)
-    runnable = Runnable(job.subject, job.case, job.seed, job.layout)
-    runnable.call()
+    set_threads(job.threads)
+    step = job.step()
+    step.call()
     server.CLEAR_REFS.write_text("5")  # the high-water mark starts again from what is resident now
     resident = _status_bytes("VmHWM")
-    outputs = runnable.call()
+    outputs = step.call()
     peak = _status_bytes("VmHWM") - resident
     certain = peak >= max(RESOLUTION, sum(output.nbytes for output in outputs))
     return Memory(peak if certain else None, "vmhwm")

@@ -124,9 +124,9 @@ def _measure_memory(run: Run, case: Case, arms: list[OperatorArm]) -> None:
     ready = {arm.subject: arm.runnable for arm in arms if arm.runnable is not None}
     peaks: Mapping[Subject, Memory] = {}
     if run.device.type == "cuda":
-        peaks = {subject: memory.cuda_peak(runnable) for subject, runnable in ready.items()}
+        peaks = {subject: memory.cuda_peak(runnable, run.device) for subject, runnable in ready.items()}
     elif run.device.type == "cpu":
-        jobs = [memory.Job(subject, case, run.settings.seed, ready[subject].layout) for subject in ready]
+        jobs = [memory.OperatorJob(subject, case, run.settings.seed, ready[subject].layout) for subject in ready]
         peaks = memory.cpu_peaks(jobs, machine.usable_cores(), beat=lambda: run.watch.running(""))
     for arm in arms:
         if arm.subject in peaks:

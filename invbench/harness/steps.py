@@ -22,6 +22,7 @@ class Step:
     in ``before``, outside the clock. ``context`` is to be entered around calls.
 
     differentiated: whose gradients are computed, in modes other than ``forward``. grad_y: the gradient of the output.
+    autocast: the type in which torch.autocast computes, if it does.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class Step:
         inputs: Sequence[Tensor],
         differentiated: Sequence[Tensor] = (),
         grad_y: Tensor | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self.autocast = autocast
         self.mode, self.function, self.inputs = mode, function, list(inputs)
         self.differentiated, self.grad_y = list(differentiated), grad_y
 
@@ -39,16 +42,24 @@ class Step:
         """Inference mode for forward, nothing otherwise."""
         return torch.inference_mode() if self.mode is Mode.FORWARD else nullcontext()
 
+    def forward(self) -> Tensor:
+        """The function of the inputs; autocast is entered for each call, since it keeps what it casts until it ends."""
+        if self.autocast is None:
+            return self.function(*self.inputs)
+        with torch.autocast(self.inputs[0].device.type, self.autocast):
+            return self.function(*self.inputs)
+
     def before(self) -> Tensor | None:
         """What one call needs and the clock does not see: the forward pass of mode ``backward``."""
-        return self.function(*self.inputs) if self.mode is Mode.BACKWARD else None
+        return self.forward() if self.mode is Mode.BACKWARD else None
 
     def timed(self, y: Tensor | None) -> Sequence[Tensor]:
         """One call of the timed mode: [y], or the gradients."""
         if self.mode is Mode.FORWARD:
-            return [self.function(*self.inputs)]
-        y = self.function(*self.inputs) if y is None else y
-        return torch.autograd.grad(y, self.differentiated, self.grad_y)
+            return [self.forward()]
+        y = self.forward() if y is None else y
+        grad_y = None if self.grad_y is None else self.grad_y.to(y.dtype)
+        return torch.autograd.grad(y, self.differentiated, grad_y)
 
     def call(self) -> Sequence[Tensor]:
         """One whole call, as a user would make it."""
@@ -58,7 +69,7 @@ class Step:
     def results(self) -> list[Tensor]:
         """All that can be right or wrong: y and, unless the mode is ``forward``, the gradients."""
         with self.context():
-            y = self.function(*self.inputs)
+            y = self.forward()
             if not isinstance(y, Tensor):
                 raise InvbenchError(f"an operator returns one tensor: got {type(y).__name__}; return y alone")
             return [y.detach(), *(self.timed(y) if self.differentiated else ())]

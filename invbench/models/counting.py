@@ -26,17 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from invbench.ops import Involution2d
+from invbench.spec import InvbenchError
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """params: all, and those that are trained. macs, macs_mmcv, activations: of the forward pass of one image."""
+    """params: all, and those that are trained. macs, macs_mmcv, activations: of the forward pass of one image.
+
+    output: the shape of what an image becomes, without N.
+    """
 
     params: int
     params_trainable: int
     macs: int
     macs_mmcv: int
     activations: int
+    output: tuple[int, ...]
 
 
 def _convolution(layer: nn.Conv2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
@@ -94,7 +99,9 @@ def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
             part.register_forward_hook(note)
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
     with torch.no_grad():
-        shadow(torch.empty(1, channels, H, W, device="meta", dtype=dtype))
+        y = shadow(torch.empty(1, channels, H, W, device="meta", dtype=dtype))
+    if not isinstance(y, Tensor):
+        raise InvbenchError(f"a network returns one tensor: got {type(y).__name__}; return the logits alone")
     macs, macs_mmcv, activations = (sum(numbers) for numbers in zip(*found, strict=True)) if found else (0, 0, 0)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv, activations)
+    return Counts(sum(p.numel() for p in parameters), trainable, macs, macs_mmcv, activations, tuple(y.shape[1:]))

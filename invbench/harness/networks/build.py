@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invbench.harness.custom import resolve
 from invbench.harness.networks import TORCH, NetworkSubject
 from invbench.harness.networks.breakdown import NAMED_KERNELS
+from invbench.harness.settings import describe_failure
 from invbench.harness.steps import MEMORY_FORMATS, Step, largest_difference, norm_difference, random_normal
-from invbench.models import create
+from invbench.models import Model, create
+from invbench.models.counting import Counts, count
 from invbench.models.folding import fold_batch_norm
 from invbench.models.residual import Bottleneck
 from invbench.ops import Involution2d
-from invbench.spec import FREE, Mode, NetworkCase, Regime
+from invbench.spec import FREE, InvbenchError, Mode, NetworkCase, Regime
 
-CLASSES = 1000
 CHECKED_IMAGES = 4
 SETTLING_IMAGES = 2
 BRANCH_SCALE = (0.1, 0.3)  # of a block's last norm: what it adds to its shortcut
@@ -50,6 +52,15 @@ class Strided(nn.Module):
 
 
 @dataclass(frozen=True)
+class Original:
+    """A network with parameters that behave, from which all of its rows are made, and what it costs for one image."""
+
+    model: Model
+    network: nn.Module
+    counts: Counts
+
+
+@dataclass(frozen=True)
 class Networks:
     """What the rows of a point are made of: for each model one set of parameters, whatever computes it.
 
@@ -60,28 +71,35 @@ class Networks:
     seed: int
     named_kernels: bool = False
 
-    def original(self, model: str, free: bool) -> nn.Module:
+    def original(self, model: Model, free: bool) -> Original:
         """A network with random parameters that behave; free: with the identity for every involution."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1)
             # The reference's backend, so that a wrong one cannot spoil what the others compute.
-            network = create(model, self.case.stem_kernel_size, CLASSES, backend="naive")
+            network = with_backend(new(model, self.case.stem_kernel_size), "naive")
             network = without_involutions(network) if free else network
             where: dict[str, Any] = {"device": self.case.device}
             where["memory_format"] = MEMORY_FORMATS[self.case.layout]  # not in torch's stubs
             network = network.to(**where)
-            _settle(network, self._images(SETTLING_IMAGES, self.seed + 3, "float32"))
-        return network.to(getattr(torch, self.case.dtype)).train(self.case.mode is not Mode.FORWARD)
+            counts = count(network, self.case.H, self.case.W, model.images.channels)
+            _settle(network, self._images(model, SETTLING_IMAGES, self.seed + 3, "float32"))
+        network = network.to(getattr(torch, self._parameters)).train(self.case.mode is not Mode.FORWARD)
+        return Original(model, network, counts)
 
-    def step(self, original: nn.Module, subject: NetworkSubject) -> Step:
+    @property
+    def _parameters(self) -> str:
+        """The type of parameters and images."""
+        return "float32" if self.case.autocast else self.case.dtype
+
+    def step(self, original: Original, subject: NetworkSubject) -> Step:
         """The network as the subject runs it, on the point's images."""
-        network = with_backend(original, subject.backend) if subject.backend not in (FREE, TORCH) else original
+        changed = subject.backend not in (FREE, TORCH)
+        network = with_backend(original.network, subject.backend) if changed else original.network
         function = deployed(network, self.named_kernels) if subject.regime is Regime.COMPILED else network
-        return self._step(network, function, self.case.N, self.case.dtype)
+        autocast = getattr(torch, self.case.dtype) if self.case.autocast else None
+        return self._step(original, network, function, self.case.N, self._parameters, autocast=autocast)
 
-    def check(
-        self, original: nn.Module, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]
-    ) -> Check:
+    def check(self, original: Original, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]) -> Check:
         """Compare logits and, where they are timed, all gradients with the float64 reference by the naive backend.
 
         results: what the step returned. known: references so far, by original; its rows share one. Up to
@@ -92,8 +110,8 @@ class Networks:
         if id(original) not in known:
             # Only CUDA is known to have float64 on the device.
             device = self.case.device if torch.device(self.case.device).type == "cuda" else "cpu"
-            reference = with_backend(original, "naive").to(device, torch.float64)
-            known[id(original)] = self._step(reference, reference, count, "float64", device).results()
+            reference = with_backend(original.network, "naive").to(device, torch.float64)
+            known[id(original)] = self._step(original, reference, reference, count, "float64", device).results()
         if self.case.mode is Mode.FORWARD:
             outputs = [results[0][:count]]
         elif count < self.case.N:
@@ -103,27 +121,58 @@ class Networks:
         return _worst(outputs, known[id(original)], self._precision())
 
     def _step(
-        self, network: nn.Module, function: Callable[..., Tensor], count: int, dtype: str, device: str | None = None
+        self,
+        original: Original,
+        network: nn.Module,
+        function: Callable[..., Tensor],
+        count: int,
+        dtype: str,
+        device: str | None = None,
+        autocast: torch.dtype | None = None,
     ) -> Step:
-        images = self._images(self.case.N, self.seed, self.case.dtype)[:count]
+        images = self._images(original.model, self.case.N, self.seed, self._parameters)[:count]
         images = images.to(device or self.case.device, getattr(torch, dtype))
         if self.case.mode is Mode.FORWARD:
-            return Step(Mode.FORWARD, function, [images])
-        grad_y = random_normal((self.case.N, CLASSES), self.seed + 2, self.case.device, self.case.dtype)[:count]
-        return Step(self.case.mode, function, [images], list(network.parameters()), grad_y.to(images))
+            return Step(Mode.FORWARD, function, [images], autocast=autocast)
+        size = (self.case.N, *original.counts.output)
+        grad_y = random_normal(size, self.seed + 2, self.case.device, self.case.dtype)[:count].to(images)
+        differentiated = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return Step(self.case.mode, function, [images], differentiated, grad_y, autocast)
 
     def _step_of(self, step: Step, count: int) -> Step:
         assert step.grad_y is not None
-        return Step(step.mode, step.function, [step.inputs[0][:count]], step.differentiated, step.grad_y[:count])
+        images, grad_y = step.inputs[0][:count], step.grad_y[:count]
+        return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
 
-    def _images(self, count: int, seed: int, dtype: str) -> Tensor:
-        return random_normal((count, 3, self.case.H, self.case.W), seed, self.case.device, dtype, self.case.layout)
+    def _images(self, model: Model, count: int, seed: int, dtype: str) -> Tensor:
+        size = (count, model.images.channels, self.case.H, self.case.W)
+        return random_normal(size, seed, self.case.device, dtype, self.case.layout)
 
     def _precision(self) -> str:
         """cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
         on_cuda = torch.device(self.case.device).type == "cuda"
         tf32 = on_cuda and self.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
         return "float16" if tf32 else self.case.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkJob:
+    """A row whose memory is wanted (``memory.Job``): all that a process of its own needs to make it anew."""
+
+    subject: NetworkSubject
+    networks: Networks
+    model: Model
+    timeout: float = 900.0  # torch.compile may take minutes of it
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the point."""
+        return self.networks.case.threads
+
+    def step(self) -> Step:
+        """The network, ready to be called."""
+        original = self.networks.original(self.model, self.subject.backend == FREE)
+        return self.networks.step(original, self.subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +199,39 @@ def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: s
             return found
         worst = max(worst, found, key=lambda check: check.relative / check.tolerance)
     return worst
+
+
+def new(model: Model, stem_kernel_size: int) -> nn.Module:
+    """A new network, of ours or the user's.
+
+    Raises InvbenchError where the user's factory makes no network.
+    """
+    if model.suite:
+        return create(model.name, stem_kernel_size)
+    made = resolve(model.name, "--models")()
+    if not isinstance(made, nn.Module):
+        raise InvbenchError(f"--models {model.name}: a factory returns an nn.Module: got {type(made).__name__}")
+    return made
+
+
+def custom_model(name: str) -> Model:
+    """The row of a user's network, ``package.module:factory``.
+
+    The factory takes nothing and returns an nn.Module from images [N, 3, H, W] to one tensor [N, ...]. Its attribute
+    ``counterpart``, if it has one, is the network that it is compared with.
+
+    Raises InvbenchError where it cannot be had.
+    """
+    factory = resolve(name, "--models")
+    counterpart = getattr(factory, "counterpart", name)
+    try:
+        made = new(Model(name, "", "", "", {}, counterpart, False), 1)
+    except InvbenchError:
+        raise
+    except Exception as error:
+        raise InvbenchError(f"--models {name}: it cannot be made ({describe_failure(error)})") from error
+    involves = any(isinstance(part, Involution2d) for part in made.modules())
+    return Model(name, "", "", "", {}, counterpart, involves)
 
 
 def with_backend(network: nn.Module, backend: str) -> nn.Module:
