@@ -22,6 +22,7 @@ from invbench.cli.op import op
 from invbench.cli.options import Interrupted, option
 from invbench.cli.report import compare, report
 from invbench.cli.sweep import sweep
+from invbench.cli.train import train
 from invbench.report import output
 from invbench.spec import InvbenchError
 from invbench.study.grid import FIELDS
@@ -29,7 +30,7 @@ from invbench.study.grid import FIELDS
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-COMMANDS = (op, sweep, compare_models, report, compare, backends, profiles, doctor)
+COMMANDS = (op, sweep, compare_models, train, report, compare, backends, profiles, doctor)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in COMMANDS:

@@ -71,6 +71,7 @@ def file_format(file: Path | None, format_name: str | None) -> str:
 def command_line(*files: Path | None) -> str:
     """The command as given, but for the folders of the files it writes, which are nobody else's business."""
     arguments = sys.argv[1:]
-    for file in filter(None, files):
-        arguments = [argument.replace(str(file), file.name) for argument in arguments]
+    for file in files:
+        if file is not None and file.name:  # not "."
+            arguments = [argument.replace(str(file), file.name) for argument in arguments]
     return shlex.join(["invbench", *arguments])

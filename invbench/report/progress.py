@@ -32,7 +32,7 @@ def progress(quiet: bool) -> Iterator[Teller]:
         with console.status("starting") as status:
             yield _Spinner(console, status)
     else:
-        yield _Lines()
+        yield Lines()
 
 
 class _Spinner(Teller):
@@ -46,18 +46,20 @@ class _Spinner(Teller):
         self._console.print(Text(line))
 
 
-class _Lines(Teller):
+class Lines(Teller):
     """One line for each new activity; rounds of the same one are not repeated into a log."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def __call__(self, line: str) -> None:
+        """Show what is begun, unless it is what was begun last."""
         activity = line.partition(": ")[0]
         if activity != self._last:
             self.keep(activity)
         self._last = activity
 
     def keep(self, line: str) -> None:
+        """Show a line."""
         with suppress(OSError):  # who does not read what is done may read the results
             print(f"invbench: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- this is its job

@@ -80,50 +80,47 @@ class Learner:
         self.history: list[Epoch] = []
 
     def train(
-        self, data: Data, clock: Clock, epochs: int, progress: Callable[[float], None] = lambda _: None
+        self, data: Data, clock: Clock, progress: Callable[[float], None] = lambda _: None
     ) -> tuple[float, list[float], float]:
         """One epoch, the next one: the mean loss, the seconds of each step with a whole batch, and of all steps.
 
-        epochs: how many there are to be, for errors. progress: told the share that is done, outside the clock.
+        progress: told the share that is done, outside the clock. Raises DivergedError if the loss is no number.
 
         A step is timed alone, from gradients of nothing to new weights; gathering its images is not part of it. The
         last batch has what is left, and its shorter step counts in the sum only.
         """
-        number = len(self.history)
-        count, N = len(data.train_y), self.case.N
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("order", self.seed, number)))
-        order = order.to(data.train_y.device)
-        total = torch.zeros((), dtype=torch.float64, device="cpu")
-        steps: list[float] = []
+        number, count, N = len(self.history), len(data.train_y), self.case.N
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("images", self.seed, number)))
+        batches = order.to(data.train_y.device).split(N)
+        seconds: list[float] = []
         losses: list[Tensor] = []
+
+        def gathered() -> tuple[Tensor, Tensor]:
+            chosen = batches[len(losses)]
+            return data.train_x[chosen], data.train_y[chosen]
+
         self.network.train()
         with (
             own_randomness(self.case.device, "dropout", self.seed, number, self.subject.model),
             no_garbage_collection(),
         ):
-            for first in range(0, count, N):
-                chosen = order[first : first + N]
-
-                def gathered(chosen: Tensor = chosen) -> tuple[Tensor, Tensor]:
-                    return data.train_x[chosen], data.train_y[chosen]
-
-                steps.append(clock.sample(gathered, lambda batch: losses.append(self.step(*batch)), 1))
-                progress((first + len(chosen)) / count)
-        sizes = [min(N, count - first) for first in range(0, count, N)]
-        total = sum((size * loss.double().cpu() for size, loss in zip(sizes, losses, strict=True)), total)
-        loss = float(total) / count
+            while len(losses) < len(batches):
+                seconds.append(clock.sample(gathered, lambda batch: losses.append(self.step(*batch)), 1))
+                progress(len(losses) / len(batches))
+        shares = [len(batch) / count for batch in batches]
+        loss = sum(share * loss for share, loss in zip(shares, torch.stack(losses).tolist(), strict=True))
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the training loss became {loss} in epoch {number + 1} of {epochs} (seed {self.seed}), and stays so; "
+                f"the training loss became {loss} in epoch {number + 1} of {self.case.epochs} (seed {self.seed}); "
                 "try another --seed, or --dtype float64"
             )
-        return loss, [seconds for seconds, size in zip(steps, sizes, strict=True) if size == N], sum(steps)
+        return loss, [each for each, batch in zip(seconds, batches, strict=True) if len(batch) == N], sum(seconds)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One training step on images x [N, C, H, W] of classes y [N]; the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.network(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return loss.detach()
 
@@ -165,6 +162,19 @@ def build(model: str, backend: str, case: TrainingCase, seed: int) -> nn.Module:
     return network.to(**where)
 
 
+class Loss(nn.Module):
+    """A network and what follows it in training: the loss of images x [N, C, H, W] whose classes are y [N]."""
+
+    def __init__(self, network: nn.Module, y: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("y", y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss."""
+        return F.cross_entropy(self.network(x), self.get_buffer("y"))
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
     """A row whose memory is wanted (``memory.Job``): all that a process of its own needs to make it anew.
@@ -186,7 +196,7 @@ class TrainingJob:
         """Forward, loss and backward of one batch, ready to be called."""
         network = build(self.subject.model, self.subject.backend, self.case, self.seed).train()
         x, y = random_batch(self.case, self.subject.model, self.case.N, self.seed)
-        return Step(Mode.TRAIN, lambda x: F.cross_entropy(network(x), y), [x], list(network.parameters()))
+        return Step(Mode.TRAIN, Loss(network, y), [x], list(network.parameters()))
 
 
 def random_batch(case: TrainingCase, model: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +216,8 @@ def seed_of(*what: object) -> int:
 def own_randomness(device: str, *what: object) -> Iterator[None]:
     """Inside, torch's random numbers are those of one purpose; afterwards they go on as before on CPU and CUDA."""
     place = torch.device(device)
-    devices = [torch.cuda.current_device() if place.index is None else place.index] if place.type == "cuda" else []
+    index: int | None = place.index
+    devices = [torch.cuda.current_device() if index is None else index] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(*what))
         yield

@@ -57,7 +57,7 @@ def _step(network: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def _gradient_difference(gradient: Tensor, expected: Tensor, least: float) -> float:
-    difference = (gradient.to(expected.device, torch.float64) - expected).norm().item()
+    difference: float = (gradient.to(expected.device, torch.float64) - expected).norm().item()
     scale = max(expected.norm().item(), least)
     return difference / scale if scale else difference
 

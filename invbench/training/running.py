@@ -35,7 +35,7 @@ from invbench.spec import BackendUnavailableError, InvbenchError, TrainingCase
 from invbench.training import TrainingSubject, TrainSettings, Unwatched, Watcher, baseline_of, family_of
 from invbench.training.checkpoints import CheckpointError, Checkpoints, open_checkpoints
 from invbench.training.data_sets import Images
-from invbench.training.learning import Data, Epoch, Learner, TrainingJob, build, history_of, own_randomness
+from invbench.training.learning import Data, Epoch, Learner, Loss, TrainingJob, build, history_of, own_randomness
 from invbench.training.proving import check
 from invbench.verdict import with_ratio
 
@@ -326,9 +326,7 @@ def _epoch(session: Session, arm: TrainingArm, learner: Learner) -> None:
     """Train, validate, and keep what came of it."""
     label, watcher = arm.subject.label, session.watcher
     before = session.throttling.look() if session.throttling else None
-    loss, steps, seconds = learner.train(
-        session.data, session.clock, session.case.epochs, lambda share: watcher.step(label, share)
-    )
+    loss, steps, seconds = learner.train(session.data, session.clock, lambda share: watcher.step(label, share))
     slowdown = session.throttling.between(before, session.throttling.look()) if session.throttling else Slowdown()
     accuracy = learner.validate(session.data)
     learner.history.append(Epoch(loss, accuracy, tuple(steps), seconds, slowdown.capped, slowdown.spoiled))
@@ -371,29 +369,23 @@ def _tell_training(session: Session, arms: Sequence[TrainingArm], floor: Floor, 
 
 
 def _measure_memory(session: Session, arms: Sequence[TrainingArm]) -> None:
-    """Fill in the peaks of a training step."""
-    jobs = [TrainingJob(arm.subject, session.case, session.settings.seed) for arm in arms if arm.is_ready]
+    """Fill in the peaks of a training step, and what it keeps for its backward pass."""
+    jobs = {arm.subject: TrainingJob(arm.subject, session.case, session.settings.seed) for arm in arms if arm.is_ready}
     peaks: Mapping[TrainingSubject, Memory] = {}
-    if jobs:
+    if jobs and session.device.type == "cpu":
         session.watcher("measuring peak memory, each network in a process of its own")
-        peaks = _peaks(jobs, session.device)
+        server.start(tuple(subject.backend for subject in jobs))
+        peaks = memory.cpu_peaks(jobs.values(), machine.usable_cores())
     for arm in arms:
-        if arm.subject in peaks:
-            arm.result = replace(arm.result, memory=peaks[arm.subject])
-
-
-def _peaks(jobs: Sequence[TrainingJob], device: torch.device) -> Mapping[TrainingSubject, Memory]:
-    if device.type == "cpu":
-        server.start(tuple(job.subject.backend for job in jobs))
-        return memory.cpu_peaks(jobs, machine.usable_cores())
-    if device.type != "cuda":
-        return {}
-    peaks = {}
-    for job in jobs:
-        step = job.step()
-        step.call()  # what a first call keeps for good is not the step's
-        peaks[job.subject] = memory.cuda_peak(step, device)
-    return peaks
+        if arm.subject in jobs:
+            step = jobs[arm.subject].step()
+            found = peaks.get(arm.subject, memory.UNKNOWN)
+            if session.device.type == "cuda":
+                step.call()  # what a first call keeps for good is not the step's
+                found = memory.cuda_peak(step, session.device)
+            assert isinstance(step.function, Loss)
+            besides = [*step.inputs, *step.differentiated, *step.function.buffers()]
+            arm.result = replace(arm.result, memory=replace(found, kept=memory.kept_bytes(step.forward, besides)))
 
 
 def _with_warnings(arm: TrainingArm, environment: dict[str, Any]) -> Result:
@@ -418,6 +410,8 @@ def _with_warnings(arm: TrainingArm, environment: dict[str, Any]) -> Result:
         share = f"{sum(latency.power_capped)} of {len(latency.power_capped)} epochs"
         remedy = "trust ratios of rows that were capped alike, or lock lower clocks (nvidia-smi -lgc)"
         warnings.append(f"the power cap held the GPU's clocks down in {share}: {remedy}")
+    if result.memory is not None and result.memory.peak is None:
+        warnings.append("peak memory is not known: this system does not tell it, or training was interrupted")
     return replace(result, warnings=(*result.warnings, *warnings, *machine.advice(environment)))
 
 
