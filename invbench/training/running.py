@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -378,14 +378,21 @@ def _measure_memory(session: Session, arms: Sequence[TrainingArm]) -> None:
         peaks = memory.cpu_peaks(jobs.values(), machine.usable_cores())
     for arm in arms:
         if arm.subject in jobs:
-            step = jobs[arm.subject].step()
             found = peaks.get(arm.subject, memory.UNKNOWN)
-            if session.device.type == "cuda":
-                step.call()  # what a first call keeps for good is not the step's
-                found = memory.cuda_peak(step, session.device)
-            assert isinstance(step.function, Loss)
-            besides = [*step.inputs, *step.differentiated, *step.function.buffers()]
-            arm.result = replace(arm.result, memory=replace(found, kept=memory.kept_bytes(step.forward, besides)))
+            with own_randomness(session.case.device, "memory"), suppress(torch.OutOfMemoryError, MemoryError):
+                found = _memory_of(jobs[arm.subject], found, session.device)
+            arm.result = replace(arm.result, memory=found)
+
+
+def _memory_of(job: TrainingJob, known: Memory, device: torch.device) -> Memory:
+    """known: what a process of its own has found, if there was one."""
+    step = job.step()
+    if device.type == "cuda":
+        step.call()  # what a first call keeps for good is not the step's
+        known = memory.cuda_peak(step, device)
+    assert isinstance(step.function, Loss)
+    besides = [*step.inputs, *step.differentiated, *step.function.buffers()]
+    return replace(known, kept=memory.kept_bytes(step.forward, besides))
 
 
 def _with_warnings(arm: TrainingArm, environment: dict[str, Any]) -> Result:
