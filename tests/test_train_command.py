@@ -243,18 +243,24 @@ def test_bars_show_loss_accuracy_and_time_left() -> None:
     assert "4/10 epochs" in screen.getvalue()
     time.seconds += 10
     told.step("mnist-conv", 0.5)
-    assert "3:10 left" in screen.getvalue()
+    assert "5:10 left" in screen.getvalue()  # 15.5 epochs of both, as long as this one
     before = len(screen.getvalue())
     told.step("mnist-conv", 0.6)  # too soon to be drawn
     assert len(screen.getvalue()) == before
     time.seconds += 10
     told.epoch("mnist-conv", 0.1234, 97.25)
+    time.seconds += 1
+    told.epoch("mnist-inv (numba)", 0.5, 50.0)
     text = screen.getvalue()[before:]
     assert "1/10 epochs" in text
     assert "loss 0.123, accuracy 97.2 %" in text
-    assert "3:00 left" in text
+    assert "3:05 left" in text  # 9 epochs of 20 s and 5 of 1 s
+    time.seconds += 1
     told.failed("mnist-inv (numba)", "it broke [here]")
     assert "mnist-inv (numba): it broke [here]" in screen.getvalue()
+    time.seconds += 19
+    told.epoch("mnist-conv", 0.1, 98.0)
+    assert "2:40 left" in screen.getvalue()  # 8 epochs of 20 s
     told("measuring memory")
     told.close()
     told.keep("done")

@@ -63,10 +63,12 @@ class Bars(TrainingTeller):
         self._status: Status | None = None
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, tuple[float, int]] = {}  # by network: when, and with how many epochs behind it
-        self._epochs: dict[str, int] = {}
-        self._seen: dict[str, str] = {}  # loss and accuracy after the last epoch
-        self._drawn = 0.0
+        self._total = 0
+        self._epochs: dict[str, float] = {}  # that each network has behind it
+        self._trained: dict[str, float] = {}  # of them, since training began
+        self._busy: dict[str, float] = {}  # seconds that they took
+        self._seen: dict[str, str] = {}  # loss and accuracy after the last one
+        self._heard = self._drawn = now()
         self("starting")
 
     def __call__(self, line: str) -> None:
@@ -89,30 +91,32 @@ class Bars(TrainingTeller):
             TextColumn("{task.fields[seen]}", markup=False), TextColumn("{task.fields[left]}"),
             console=self._console, auto_refresh=False,
         )  # fmt: skip
+        self._total, self._heard = epochs, self._now()
         for label, behind in zip(labels, done, strict=True):
+            told = f"{behind}/{epochs} epochs"
             self._tasks[label] = self._progress.add_task(
-                label, total=epochs, completed=behind, epochs=f"{behind}/{epochs} epochs", seen="", left=""
+                label, total=epochs, completed=behind, epochs=told, seen="", left=""
             )
-            self._epochs[label], self._started[label] = behind, (self._now(), behind)
+            self._epochs[label], self._trained[label], self._busy[label] = behind, 0.0, 0.0
         self._progress.start()
 
     def step(self, label: str, share: float) -> None:
         """Move its bar."""
-        self._move(label, self._epochs[label] + share)
+        self._move(label, int(self._epochs[label]) + min(share, 0.999))
         if self._now() - self._drawn > REDRAWN:
             self._draw()
 
     def epoch(self, label: str, loss: float, accuracy: float) -> None:
         """Move its bar, and show its loss and accuracy."""
-        self._epochs[label] += 1
         self._seen[label] = f"loss {loss:.3f}, accuracy {accuracy:.1f} %"
-        self._move(label, self._epochs[label])
+        self._move(label, int(self._epochs[label]) + 1)
         self._draw()
 
     def failed(self, label: str, reason: str) -> None:
         """Its bar stays where it is."""
         if self._progress is not None:
             self._progress.update(self._tasks[label], seen="failed", left="")
+        del self._epochs[label]
         self.keep(f"{label}: {reason}")
         self._draw()
 
@@ -122,15 +126,26 @@ class Bars(TrainingTeller):
         self._stop_bars()
 
     def _move(self, label: str, epochs: float) -> None:
-        if self._progress is None:
-            return
-        task = self._tasks[label]
-        total = int(self._progress.tasks[self._progress.task_ids.index(task)].total or 0)
-        since, behind = self._started[label]
-        left = (total - epochs) * (self._now() - since) / (epochs - behind) if epochs > behind else 0.0
-        told = f"{minutes(left)} left" if epochs < total else ""
-        done, seen = f"{int(epochs)}/{total} epochs", self._seen.get(label, "")
-        self._progress.update(task, completed=epochs, epochs=done, seen=seen, left=told)
+        """Since networks take turns, what has passed since the last call is this one's time."""
+        now = self._now()
+        self._busy[label] += now - self._heard
+        self._heard = now
+        self._trained[label] += epochs - self._epochs[label]
+        self._epochs[label] = epochs
+        if self._progress is not None:
+            done = f"{int(epochs)}/{self._total} epochs"
+            self._progress.update(
+                self._tasks[label], completed=epochs, epochs=done, seen=self._seen.get(label, ""), left=self._left()
+            )
+
+    def _left(self) -> str:
+        """The time left for all: that of each network by its own epochs, or by all of them where it has had no turn."""
+        usual = sum(self._busy.values()) / max(sum(self._trained.values()), 1e-9)
+        seconds = 0.0
+        for label, epochs in self._epochs.items():
+            one = self._busy[label] / self._trained[label] if self._trained[label] else usual
+            seconds += one * (self._total - epochs)
+        return f"{minutes(seconds)} left" if seconds else ""
 
     def _draw(self) -> None:
         if self._progress is not None:
