@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 from rich.text import Text
@@ -55,13 +55,23 @@ def training_progress(quiet: bool) -> Iterator[TrainingTeller]:
         yield TrainingLines()
 
 
+class _BarsAndTime(Progress):
+    """Bars, and below them the time left for all: a short last line, which the terminal's ^C does not break."""
+
+    left = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.left)
+
+
 class Bars(TrainingTeller):
     """A spinner before and after training, and a bar for each network while they are trained, which stay to be read."""
 
     def __init__(self, console: Console, now: Now = time.monotonic) -> None:
         self._console, self._now = console, now
         self._status: Status | None = None
-        self._progress: Progress | None = None
+        self._progress: _BarsAndTime | None = None
         self._tasks: dict[str, TaskID] = {}
         self._total = 0
         self._epochs: dict[str, float] = {}  # that each network has behind it
@@ -86,17 +96,14 @@ class Bars(TrainingTeller):
     def begin(self, labels: Sequence[str], epochs: int, done: Sequence[int]) -> None:
         """A bar for each network."""
         self._stop_status()
-        self._progress = Progress(
+        self._progress = _BarsAndTime(
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[epochs]}"),
-            TextColumn("{task.fields[seen]}", markup=False), TextColumn("{task.fields[left]}"),
-            console=self._console, auto_refresh=False,
+            TextColumn("{task.fields[seen]}", markup=False), console=self._console, auto_refresh=False,
         )  # fmt: skip
         self._total, self._heard = epochs, self._now()
         for label, behind in zip(labels, done, strict=True):
             told = f"{behind}/{epochs} epochs"
-            self._tasks[label] = self._progress.add_task(
-                label, total=epochs, completed=behind, epochs=told, seen="", left=""
-            )
+            self._tasks[label] = self._progress.add_task(label, total=epochs, completed=behind, epochs=told, seen="")
             self._epochs[label], self._trained[label], self._busy[label] = behind, 0.0, 0.0
         self._progress.start()
 
@@ -115,7 +122,7 @@ class Bars(TrainingTeller):
     def failed(self, label: str, reason: str) -> None:
         """Its bar stays where it is."""
         if self._progress is not None:
-            self._progress.update(self._tasks[label], seen="failed", left="")
+            self._progress.update(self._tasks[label], seen="failed")
         del self._epochs[label]
         self.keep(f"{label}: {reason}")
         self._draw()
@@ -134,9 +141,7 @@ class Bars(TrainingTeller):
         self._epochs[label] = epochs
         if self._progress is not None:
             done = f"{int(epochs)}/{self._total} epochs"
-            self._progress.update(
-                self._tasks[label], completed=epochs, epochs=done, seen=self._seen.get(label, ""), left=self._left()
-            )
+            self._progress.update(self._tasks[label], completed=epochs, epochs=done, seen=self._seen.get(label, ""))
 
     def _left(self) -> str:
         """The time left for all: that of each network by its own epochs, or by all of them where it has had no turn."""
@@ -149,11 +154,12 @@ class Bars(TrainingTeller):
 
     def _draw(self) -> None:
         if self._progress is not None:
-            self._drawn = self._now()
+            self._drawn, self._progress.left = self._now(), self._left()
             self._progress.refresh()
 
     def _stop_bars(self) -> None:
         if self._progress is not None:
+            self._progress.left = ""
             self._progress.stop()
             self._progress = None
 
