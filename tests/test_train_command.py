@@ -127,7 +127,7 @@ def test_a_run(images: None, tmp_path: Path, capsys: Any) -> None:
     assert (document["baseline"], document["interrupted"]) == ("mnist-conv", False)
     assert document["settings"] == {
         "pairs": ["report", "params"], "backends": ["unfold"], "asked_for": ["unfold"], "seeds": 2, "seed": 5,
-        "learning_rate": 1e-3, "autotune": False, "optimizer": "Adam", "data": "rows of light",
+        "learning_rate": 1e-3, "autotune": False, "optimizer": "Adam", "data_set_title": "rows of light",
         "images": {"train": 20, "validation": 12},
     }  # fmt: skip
     assert stored.results == ResultSet.from_json(captured.out).results

@@ -146,7 +146,7 @@ def _trained(case: TrainingCase, settings: TrainSettings, given: _Given, tell: T
     created = datetime.now(UTC).isoformat(timespec="seconds")
     found = running.train_networks(case, settings, images, tell, given.checkpoint, given.resume)
     stored: dict[str, Any] = {
-        **asdict(settings), "optimizer": "Adam", "data": images.title,
+        **asdict(settings), "optimizer": "Adam", "data_set_title": images.title,
         "images": {"train": len(images.train_y), "validation": len(images.validation_y)},
     }  # fmt: skip
     return ResultSet(
