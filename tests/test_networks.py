@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from invbench.harness import blocks, machine, timing
+from invbench.harness import blocks, machine, memory, timing
 from invbench.harness.blocks import Budget
-from invbench.harness.networks import NetworkSettings, NetworkSubject, build, comparing
+from invbench.harness.networks import NetworkSettings, NetworkSubject, build, comparing, points_of, proving
 from invbench.harness.networks.breakdown import break_down
-from invbench.harness.networks.build import Networks, deployed, with_backend, without_involutions
+from invbench.harness.networks.build import NetworkJob, Networks, deployed, without_involutions
 from invbench.harness.networks.comparing import compare_networks, complete, count_networks
 from invbench.harness.point import Point
-from invbench.models import create
+from invbench.models import SUBJECTS, create
 from invbench.models.folding import fold_batch_norm
 from invbench.ops import BACKENDS, Backend, Involution2d, naive, unfold
 from invbench.results import Result, Status
+from invbench.results.quantities import Memory
 from invbench.spec import FREE, BackendUnavailableError, InvbenchError, Mode, NetworkCase, Regime
 
 SMALL = NetworkCase(1, 48, 48, threads=1)
-SETTINGS = NetworkSettings(("rednet26",), ("unfold",), budget=Budget(seconds=0.5))
+SHORT = Budget(seconds=0.5)
+SETTINGS = NetworkSettings(("rednet26",), ("unfold",), budget=SHORT)
 EAGER = ["rednet26 (unfold), eager", "rednet26 (free), eager", "resnet26, eager"]
 DEPLOYED = [name.replace("eager", "folded and compiled") for name in EAGER]
+PEAK = Memory(2**22, "vmhwm")
 PEAKS = {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
 
 
@@ -67,6 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(build, "deployed", lambda network, named: fold_batch_norm(network))
+    monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: PEAK for job in jobs})
     return fake
 
 
@@ -117,7 +123,8 @@ def test_rows_of_a_run(mode: Mode, clock: FakeClock) -> None:
         assert row.first_call > 0
         assert row.seconds == pytest.approx(0.1)
         assert row.ratio.latency.median == pytest.approx(1)
-        assert (row.memory, row.bytes_min, row.roofline_fraction) == (None, None, None)
+        assert (row.memory.peak, row.bytes_min, row.roofline_fraction) == (2**22, None, None)
+        assert (row.memory.kept is None) == (mode is Mode.FORWARD)
         assert (row.ceiling is not None) == (row.backend == "unfold")
         assert row.flop == (6 if mode is Mode.TRAIN else 2) * row.macs
         assert row.baseline == "resnet26"
@@ -144,7 +151,13 @@ def test_a_wrong_backend_is_a_mismatch_and_is_not_timed(clock: FakeClock, monkey
     assert rows[EAGER[1]].status is rows[EAGER[2]].status is Status.OK
 
 
-def test_a_wrong_gradient_is_a_mismatch(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "autocast"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_a_wrong_gradient_is_a_mismatch(
+    dtype: str, autocast: bool, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(SMALL, N=4, dtype=dtype, autocast=autocast)
+    train = replace(case, mode=Mode.TRAIN)
+    assert by_label(compare_networks(train, SETTINGS))[EAGER[0]].status is Status.OK
     right = unfold.aggregate
 
     def wrong(x: Tensor, weight: Tensor, spec: Any) -> Tensor:
@@ -152,8 +165,8 @@ def test_a_wrong_gradient_is_a_mismatch(clock: FakeClock, monkeypatch: pytest.Mo
         return y + 0.5 * (right(x, weight, spec) - y.detach())  # the same value, one and a half times its gradient
 
     monkeypatch.setattr(unfold, "aggregate", wrong)
-    assert by_label(compare_networks(SMALL, SETTINGS))[EAGER[0]].status is Status.OK
-    assert by_label(compare_networks(replace(SMALL, mode=Mode.TRAIN), SETTINGS))[EAGER[0]].status is Status.MISMATCH
+    assert by_label(compare_networks(case, SETTINGS))[EAGER[0]].status is Status.OK
+    assert by_label(compare_networks(train, SETTINGS))[EAGER[0]].status is Status.MISMATCH
 
 
 def test_a_backend_that_raises_costs_its_rows(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +230,7 @@ def test_several_images_are_checked_as_a_few(clock: FakeClock, monkeypatch: pyte
     for mode in (Mode.FORWARD, Mode.TRAIN):
         found = compare_networks(replace(SMALL, N=6, mode=mode), SETTINGS)
         assert {row.status for row in found.results} == {Status.OK}
-    assert set(seen) == {build.CHECKED_IMAGES}
+    assert set(seen) == {proving.CHECKED_IMAGES}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
@@ -262,22 +275,22 @@ def test_counts_alone() -> None:
 
 def test_every_backend_has_the_same_parameters_and_images() -> None:
     networks = Networks(SMALL, seed=4)
-    original = networks.original("rednet26", free=False)
-    again = Networks(SMALL, seed=4).original("rednet26", free=False)
+    original = networks.original(SUBJECTS["rednet26"], free=False)
+    again = Networks(SMALL, seed=4).original(SUBJECTS["rednet26"], free=False)
     steps = [networks.step(original, NetworkSubject("rednet26", name, Regime.EAGER)) for name in ("naive", "unfold")]
-    for name, tensor in again.state_dict().items():
+    for name, tensor in again.network.state_dict().items():
         for step in steps:
             assert torch.equal(step.function.state_dict()[name], tensor), name
     assert torch.equal(*(step.inputs[0] for step in steps))
     assert {p.backend for p in steps[1].function.modules() if isinstance(p, Involution2d)} == {"unfold"}
-    assert not original.training
-    assert {p.momentum for p in original.modules() if isinstance(p, nn.BatchNorm2d)} == {0.1}
+    assert not original.network.training
+    assert {p.momentum for p in original.network.modules() if isinstance(p, nn.BatchNorm2d)} == {0.1}
 
 
 def test_the_first_layers_weights_are_channels_last_where_that_is_asked() -> None:
-    original = Networks(SMALL, 0).original("resnet26", free=False)
+    original = Networks(SMALL, 0).original(SUBJECTS["resnet26"], free=False).network
     assert original.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    contiguous = Networks(replace(SMALL, layout="contiguous"), 0).original("resnet26", free=False)
+    contiguous = Networks(replace(SMALL, layout="contiguous"), 0).original(SUBJECTS["resnet26"], free=False).network
     assert contiguous.conv1.weight.is_contiguous()
 
 
@@ -326,7 +339,7 @@ def test_a_real_run_in_both_regimes() -> None:
 @pytest.mark.parametrize("mode", [Mode.FORWARD, Mode.TRAIN])
 def test_parts_and_rest_are_the_whole(mode: Mode) -> None:
     networks = Networks(replace(SMALL, mode=mode), 0)
-    original = with_backend(networks.original("rednet26", free=False), "unfold")
+    original = networks.original(SUBJECTS["rednet26"], free=False)
     step = networks.step(original, NetworkSubject("rednet26", "unfold", Regime.EAGER))
     step.call()
     found = break_down(step, seconds=0.5)
@@ -337,7 +350,7 @@ def test_parts_and_rest_are_the_whole(mode: Mode) -> None:
     assert all(value > 0 for value in found.parts.values())
     assert 0 <= found.rest < 0.5 * found.total
     assert sum(found.parts.values()) + found.rest == pytest.approx(found.total)
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in original.modules())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in step.function.modules())
 
 
 def test_each_kind_is_told_from_the_others() -> None:
@@ -390,10 +403,168 @@ def test_no_breakdown_where_the_profiler_would_see_launches_only(
 
 
 def test_settled_networks_have_finite_logits_that_depend_on_their_involutions() -> None:
-    network = Networks(SMALL, 0).original("rednet26", free=False)
+    network = Networks(SMALL, 0).original(SUBJECTS["rednet26"], free=False).network
     x = torch.randn(1, 3, 48, 48)
     with torch.inference_mode():
         y = network(x)
         network.layer1[0].conv2.span.bias.add_(0.5)
         assert torch.isfinite(y).all()
         assert not torch.equal(network(x), y)
+
+
+# --- Points: batch sizes, image sizes, modes ---
+
+
+def test_networks_with_images_of_their_own_have_points_of_their_own() -> None:
+    settings = NetworkSettings(("rednet26", "mnist-inv", "cifar10-inv"), ("unfold",))
+    points = points_of(SMALL, settings, (1, 4), (48, 64), (Mode.FORWARD, Mode.TRAIN))
+    assert len(points) == 2 * 2 * 4
+    sides = {case.H: chosen.models for case, chosen in points}
+    assert sides == {
+        48: ("rednet26",), 64: ("rednet26",), 28: ("mnist-inv",), 32: ("cifar10-inv",),
+    }  # fmt: skip
+    assert {(case.N, case.mode) for case, _ in points} == {(n, m) for n in (1, 4) for m in (Mode.FORWARD, Mode.TRAIN)}
+
+
+def test_a_baseline_that_takes_other_images_is_refused() -> None:
+    settings = NetworkSettings(("mnist-inv",), ("unfold",), baseline="resnet26")
+    with pytest.raises(InvbenchError, match="mnist-inv and its baseline resnet26 take different images"):
+        points_of(SMALL, settings, (1,), (48,), (Mode.FORWARD,))
+
+
+@pytest.mark.parametrize("mode", [Mode.FORWARD, Mode.TRAIN])
+def test_small_networks_are_compared_like_any(mode: Mode, clock: FakeClock) -> None:
+    settings = NetworkSettings(("mnist-inv-macs",), ("unfold",), budget=Budget(seconds=0.5))
+    found = compare_networks(replace(SMALL, N=2, H=28, W=28, mode=mode), settings)
+    for row in found.results:
+        assert (row.status, row.reason) == (Status.OK, None), label(row)
+    ours, base = found.results[0], found.results[2]
+    assert (ours.subject, base.subject) == ("mnist-inv-macs", "mnist-conv")
+    assert ours.ratio.flop == pytest.approx(1, abs=0.006)
+    assert base.published["data_set"] == "MNIST"
+
+
+# --- Networks that users bring ---
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "networks_of_tests.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("networks_of_tests", None)
+
+
+MINE = """
+import torch
+from torch import nn
+from invbench import Involution2d
+
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+def involving():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), Involution2d(8, kernel_size=3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+
+involving.counterpart = "networks_of_tests:plain"
+
+def frozen():
+    network = plain()
+    network[0].requires_grad_(False)
+    return network
+
+def number():
+    return 3
+
+def broken():
+    raise RuntimeError("no such file")
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x, x
+"""
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("mode", [Mode.FORWARD, Mode.TRAIN])
+def test_a_users_network_is_measured_against_its_counterpart(mode: Mode, clock: FakeClock) -> None:
+    asked = NetworkSettings(("networks_of_tests:involving", "networks_of_tests:frozen"), ("unfold",), budget=SHORT)
+    case, settings = complete(replace(SMALL, N=2, mode=mode), asked, "cpu", 1)
+    assert [model.name.partition(":")[2] for model in settings.custom] == ["involving", "frozen", "plain"]
+    rows = {(row.subject.partition(":")[2], row.backend): row for row in compare_networks(case, settings).results}
+    for row in rows.values():
+        assert (row.status, row.reason) == (Status.OK, None), label(row)
+    assert set(rows) == {("involving", "unfold"), ("involving", FREE), ("frozen", "torch"), ("plain", "torch")}
+    ours = rows["involving", "unfold"]
+    assert ours.baseline == "networks_of_tests:plain"
+    assert ours.ratio.latency.median == pytest.approx(1)
+    frozen = rows["frozen", "torch"]
+    assert frozen.params - frozen.params_trainable == 8 * 27 + 8
+    static = count_networks(case, settings).results
+    assert [row.params for row in static] == [ours.params, frozen.params, rows["plain", "torch"].params]
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("networks_of_tests:number", "a factory returns an nn.Module: got int"),
+        ("networks_of_tests:broken", r"it cannot be made \(RuntimeError: no such file\)"),
+        ("networks_of_tests:missing", "--models networks_of_tests:missing: it cannot be imported"),
+        ("no_such_module:x", "it cannot be imported"),
+        (":x", "--models takes package.module:factory"),
+    ],
+)
+def test_a_users_network_that_cannot_be_had_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(InvbenchError, match=message) as caught:
+        complete(SMALL, replace(SETTINGS, models=(name,)), "cpu", 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_users_network_that_returns_two_tensors_is_a_row_with_its_reason(clock: FakeClock) -> None:
+    case, settings = complete(SMALL, replace(SETTINGS, models=("networks_of_tests:Two",)), "cpu", 1)
+    row = compare_networks(case, settings).results[0]
+    assert row.status is Status.ERROR
+    assert "a network returns one tensor: got tuple" in row.reason
+
+
+# --- Autocast and memory ---
+
+
+def test_under_autocast_parameters_stay_float32_and_products_do_not(clock: FakeClock) -> None:
+    case = replace(SMALL, N=2, H=64, W=64, dtype="bfloat16", mode=Mode.TRAIN, autocast=True)
+    networks = Networks(case, 0)
+    step = networks.step(
+        networks.original(SUBJECTS["resnet26"], free=False), NetworkSubject("resnet26", "torch", Regime.EAGER)
+    )
+    y, *gradients = step.results()
+    assert y.dtype is torch.bfloat16
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    rows = compare_networks(case, SETTINGS).results
+    assert all(row.status is Status.OK for row in rows), [row.reason for row in rows]
+
+
+def test_what_a_training_step_keeps_counts_each_storage_once() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(8, 8, requires_grad=True)
+
+    def forward() -> Tensor:
+        hidden = (x @ weight).relu()  # [4, 8], kept by the rectifier, and by the product that squares it
+        return (hidden * hidden).sum()
+
+    assert memory.kept_bytes(forward, [x, weight]) == 4 * 8 * 4
+    assert memory.kept_bytes(forward, []) == 4 * (4 * 8 + 4 * 8 + 8 * 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is Linux's")
+def test_peak_memory_of_a_network_in_a_process_of_its_own() -> None:
+    case = NetworkCase(2, 256, 256, threads=1)
+    networks = Networks(case, 0)
+    subject = NetworkSubject("resnet26", "torch", Regime.EAGER)
+    found = memory.cpu_peaks([NetworkJob(subject, networks, SUBJECTS["resnet26"])], workers=1)[subject]
+    output = 4 * 2 * 64 * 128 * 128  # of the first convolution, the largest of all
+    assert found.method == "vmhwm"
+    assert output < found.peak < 8 * output

@@ -25,6 +25,8 @@ class Step:
     autocast: the type in which torch.autocast computes, if it does.
     """
 
+    autocast: torch.dtype | None = None
+
     def __init__(
         self,
         mode: Mode,

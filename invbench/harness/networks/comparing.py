@@ -14,6 +14,7 @@ from invbench.harness import machine, memory, server
 from invbench.harness.networks import TORCH, NetworkSettings, NetworkSubject, require_trainable
 from invbench.harness.networks.breakdown import break_down, is_possible
 from invbench.harness.networks.build import NetworkJob, Networks, Original, custom_model, new
+from invbench.harness.networks.proving import check
 from invbench.harness.point import Point
 from invbench.harness.settings import Unwatched, check_clock
 from invbench.harness.steps import Step
@@ -199,16 +200,16 @@ def _prove(
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     first_call = time.perf_counter() - started
-    check = networks.check(original, step, outputs, references)
-    relative = check.relative if math.isfinite(check.relative) else None  # JSON has no NaN
-    error = {"relative": relative, "tolerance": check.tolerance}
+    found = check(networks, original, step, outputs, references)
+    relative = found.relative if math.isfinite(found.relative) else None  # JSON has no NaN
+    error = {"relative": relative, "tolerance": found.tolerance}
     arm.result = replace(arm.result, first_call=first_call, error=error)
     arm.runnable = step
-    if not check.is_close:
+    if not found.is_close:
         arm.fail(
             Status.MISMATCH,
-            f"differs from the float64 reference by {check.relative:.1e} of its size: expected at most "
-            f"{check.tolerance:.0e}; do not use this backend for this network",
+            f"differs from the float64 reference by {found.relative:.1e} of its size: expected at most "
+            f"{found.tolerance:.0e}; do not use this backend for this network",
         )
 
 

@@ -1,0 +1,175 @@
+"""Networks proved right against float64: as a whole, and in 16 bits each involution by itself.
+
+Rounding grows from layer to layer, and a rectifier whose input crosses zero flips a whole gradient. In float64 and
+float32 a wrong tap or border stands out all the same. In 16 bits it does not: the gradients of a RedNet-50 that is
+right differ from the reference by 0.6 of their size, and single ones by more than all of it. There the logits are
+compared, and each involution is run once more alone, on what it got in the network and with the gradient that it got
+there, where its rounding is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invbench.harness import subjects
+from invbench.harness.networks.build import Networks, Original
+from invbench.harness.steps import Step, largest_difference, norm_difference
+from invbench.ops import Involution2d
+from invbench.spec import Mode
+
+CHECKED_IMAGES = 4
+
+# The largest difference of the logits from the float64 reference, as a share of its largest logit, and of a parameter's
+# gradient in Euclidean norm. Rounding grows through 50 to 150 layers (seen: float32 1e-6 to 8e-5 and 0.03, bfloat16
+# 0.02 to 0.4); gradients jump besides where a ReLU's input crosses zero. A wrong tap or border is of the order of 1.
+TOLERANCE = {"float64": 1e-8, "float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1}
+GRADIENT_TOLERANCE = {"float64": 1e-6, "float32": 1e-1, "float16": 3e-1}  # that of float16 is for TF32
+ROUNDS_A_LOT = ("float16", "bfloat16")
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The difference from the reference that uses most of its tolerance."""
+
+    relative: float
+    tolerance: float
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the network may be timed; never if anything is NaN."""
+        return self.relative <= self.tolerance
+
+
+def check(
+    networks: Networks, original: Original, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]
+) -> Check:
+    """Compare logits and, where they are timed, all gradients with the float64 reference by the naive backend.
+
+    results: what the step returned. known: references so far, by original; its rows share one. Up to
+    ``CHECKED_IMAGES`` images are checked; a training step runs once more with so many, since its batch norms see the
+    whole batch, and without dropout, which is drawn at random.
+    """
+    case = networks.case
+    alone = case.mode is not Mode.FORWARD and case.dtype in ROUNDS_A_LOT
+    count = min(case.N, CHECKED_IMAGES)
+    if id(original) not in known:
+        reference = networks.reference(original, count, Mode.FORWARD if alone else case.mode)
+        with _without_dropout(reference.function):
+            known[id(original)] = reference.results()
+    layers: list[_Seen] = []
+    if case.mode is Mode.FORWARD:
+        outputs = [results[0][:count]]
+    else:
+        with _without_dropout(step.function), _watched(step.function if alone else None, layers):
+            outputs = _first(step, count).results()
+    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], _precision(networks))
+    return _most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
+
+
+def _first(step: Step, count: int) -> Step:
+    """The step on its first images."""
+    assert step.grad_y is not None
+    images, grad_y = step.inputs[0][:count], step.grad_y[:count]
+    return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
+
+
+def _precision(networks: Networks) -> str:
+    """cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
+    on_cuda = torch.device(networks.case.device).type == "cuda"
+    tf32 = on_cuda and networks.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+    return "float16" if tf32 else networks.case.dtype
+
+
+def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Check:
+    logits = Check(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
+    gradients = [
+        Check(norm_difference(output, reference), GRADIENT_TOLERANCE[precision])
+        for output, reference in zip(outputs[1:], references[1:], strict=True)
+    ]
+    return _most_used([logits, *gradients])
+
+
+def _most_used(checks: Sequence[Check]) -> Check:
+    """The first that is too large or NaN, or else the one that is nearest to it."""
+    failed = next((check for check in checks if not check.is_close), None)
+    return failed or max(checks, key=lambda check: check.relative / check.tolerance)
+
+
+# --- Each involution by itself ---
+
+
+@dataclass
+class _Seen:
+    """An involution as it was called in a network: what it got, and the gradient of what it gave."""
+
+    layer: Involution2d
+    x: Tensor
+    grad_y: Tensor | None = None
+
+
+@contextlib.contextmanager
+def _watched(function: object, seen: list[_Seen]) -> Iterator[None]:
+    """Note how each involution of a network is called while inside; of none where there is no network."""
+
+    def after(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        assert isinstance(layer, Involution2d)
+        call = _Seen(layer, inputs[0].detach().clone())  # a rectifier may write over it
+        seen.append(call)
+
+        def keep(grad_y: Tensor) -> None:
+            call.grad_y = grad_y.detach().clone()
+
+        y.register_hook(keep)
+
+    parts = list(function.modules()) if isinstance(function, nn.Module) else []
+    handles = [part.register_forward_hook(after) for part in parts if isinstance(part, Involution2d)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
+    """One involution against the naive one in float64, on the same bits: y and all gradients."""
+    assert seen.grad_y is not None
+    layer, reference = copy.deepcopy(seen.layer), copy.deepcopy(seen.layer)
+    reference.backend = "naive"
+    device = seen.x.device if seen.x.device.type == "cuda" else torch.device("cpu")
+    reference = reference.to(device, torch.float64)
+    outputs = _called(layer, seen.x, seen.grad_y, autocast)
+    references = _called(reference, seen.x.to(device, torch.float64), seen.grad_y.to(device), None)
+    y = Check(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
+    gradients = [
+        Check(norm_difference(output, right), subjects.TOLERANCE_OVER_KINKS[dtype])
+        for output, right in zip(outputs[1:], references[1:], strict=True)
+    ]
+    return _most_used([y, *gradients])
+
+
+def _called(layer: Involution2d, x: Tensor, grad_y: Tensor, autocast: torch.dtype | None) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    differentiated = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+    return Step(Mode.TRAIN, layer, [x], differentiated, grad_y, autocast).results()
+
+
+@contextlib.contextmanager
+def _without_dropout(function: object) -> Iterator[None]:
+    """What is dropped is drawn at random, and by other numbers in another type."""
+    parts = function.modules() if isinstance(function, nn.Module) else ()
+    dropping = [part for part in parts if isinstance(part, DROPOUTS) and part.training]
+    for part in dropping:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in dropping:
+            part.train()
