@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invbench.harness.networks.build import CHECKED_IMAGES, GRADIENT_TOLERANCE, TOLERANCE, Check, with_backend
+from invbench.harness.networks.build import with_backend
+from invbench.harness.networks.proving import CHECKED_IMAGES, GRADIENT_TOLERANCE, TOLERANCE, Check
 from invbench.harness.steps import largest_difference
 from invbench.spec import TrainingCase
 from invbench.training import TrainingSubject
