@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from invbench.harness import machine, memory, server
+from invbench.harness.blocks import Slowdown
 from invbench.harness.point import Point
 from invbench.models import SUBJECTS
 from invbench.ops import unfold
@@ -538,3 +540,47 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_was_there(
     resumed = trained(folder=tmp_path, resume=True, watcher=log).results
     assert len(log.epochs) == 3
     assert [learned(row) for row in resumed] == [learned(row) for row in trained().results]
+
+
+# --- On a GPU, and as if on one ---
+
+
+class Hot:
+    """A device that was spoiled in its first epoch, and capped in its second."""
+
+    def __init__(self) -> None:
+        self._looks = itertools.count()
+
+    def look(self) -> int:
+        return next(self._looks)
+
+    def between(self, before: int, after: int) -> Slowdown:
+        return Slowdown(spoiled=before == 0, capped=before == 2)
+
+
+def test_epochs_in_which_the_device_was_slowed_down_are_labelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(running.throttling, "watched", lambda device: contextlib.nullcontext(Hot()))
+    rows = trained(replace(CASE, epochs=1), folder=tmp_path).results
+    labels = [row.latency.power_capped for row in rows if row.latency]
+    assert sorted(labels, key=str) == [(False,), (True,)]
+    told = [" ".join(row.warnings) for row in rows]
+    assert sum("1 epoch(s) are among the times all the same" in text for text in told) == 1
+    assert sum("the power cap held" in text for text in told) == 1
+    monkeypatch.undo()
+    again = trained(replace(CASE, epochs=1), folder=tmp_path, resume=True).results
+    assert [row.latency.power_capped for row in again if row.latency] == labels
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    case, settings = running.complete(CASE, replace(REPORT, pairs=("report", "macs")), "cuda", 1)
+    trained(case, settings, folder=tmp_path, watcher=Log({4: interrupt}))
+    for row in trained(case, settings, folder=tmp_path, resume=True).results:
+        assert (row.status, row.reason) == (Status.OK, None)
+        assert row.memory is not None
+        assert row.memory.method == "cuda-allocator"
+        assert (row.memory.peak or 0) > (row.memory.kept or 0) / 2 > 0
+        assert row.training is not None
+        assert len(row.training.final) == 1
