@@ -162,7 +162,7 @@ def test_several_points_are_one_document(clock: FakeClock, capsys: Any) -> None:
     for point in points.values():
         assert all(row.status is Status.OK for row in point), [row.reason for row in point]
         assert point[0].ratio.latency.median == pytest.approx(1)
-    assert "[4/4] train, N=4, 28x28: measuring" in captured.err
+    assert "[4/4] train, N=4, 28x28; measuring" in captured.err
 
 
 def test_what_was_measured_of_several_points_survives_ctrl_c(
