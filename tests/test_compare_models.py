@@ -51,6 +51,20 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "unknown format": (["--format", "pdf"], ["--format", "pdf", "markdown"]),
     "unknown suffix": (["--output", "a.pdf"], ["--output", "a.pdf"]),
     "device clock": (["--clock", "device", "--device", "cpu"], ["--clock", "device"]),
+    "models and suite": (["--models", "rednet26", "--suite", "small"], ["--models", "--suite", "give one"]),
+    "unknown suite": (["--suite", "coco"], ["--suite", "coco", "imagenet"]),
+    "sizes for networks that have their own": (
+        ["--suite", "small", "--image-size", "64"],
+        ["--image-size", "mnist-conv", "28x28", "leave it out"],
+    ),
+    "other images than the baseline's": (
+        ["--models", "mnist-inv", "--baseline", "resnet50"],
+        ["mnist-inv", "resnet50"],
+    ),
+    "autocast in float32": (["--autocast"], ["autocast", "bfloat16", "float32"]),
+    "a list that is none": (["--N", "1,x"], ["--N", "'x'"]),
+    "one mode of two is unknown": (["--mode", "forward,backward"], ["--mode", "backward"]),
+    "own network that is not there": (["--models", "nowhere:it", "--device", "cpu"], ["--models nowhere:it"]),
     "too many threads": (["--threads", "4096", "--device", "cpu"], ["--threads", "4096"]),
 }
 
@@ -123,3 +137,49 @@ def test_interrupted_early_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(comparing, "compare_networks", stop)
     assert run(*SMALL, "--quiet") == 130
     assert "before anything was measured" in assert_one_line(capsys.readouterr())
+
+
+def test_counts_of_the_small_networks(capsys: Any) -> None:
+    assert run("compare-models", "--static", "--suite=small", "--format=json", "--device=cpu") == 0
+    document = ResultSet.from_json(capsys.readouterr().out)
+    assert {row.subject: (row.case.H, row.params) for row in document.results} == {
+        "mnist-conv": (28, 34_826), "mnist-inv": (28, 544), "mnist-inv-params": (28, 34_932),
+        "mnist-inv-macs": (28, 47_015), "fashion-mnist-conv": (28, 257_162), "fashion-mnist-inv": (28, 3_916),
+        "fashion-mnist-inv-params": (28, 256_142), "fashion-mnist-inv-macs": (28, 386_547),
+        "cifar10-conv": (32, 319_178), "cifar10-inv": (32, 13_074), "cifar10-inv-params": (32, 317_986),
+        "cifar10-inv-macs": (32, 426_492),
+    }  # fmt: skip
+    assert all(row.activations and row.ratio.params for row in document.results)
+
+
+def test_several_points_are_one_document(clock: FakeClock, capsys: Any) -> None:  # noqa: F811
+    arguments = ["--models=mnist-inv", "--N=2,4", "--mode=forward,train", "--device=cpu", "--threads=1"]
+    assert run("compare-models", *arguments, "--backend=unfold", "--budget=1", "--format=json") == 0
+    captured = capsys.readouterr()
+    document = ResultSet.from_json(captured.out)
+    points = {(point[0].case.N, str(point[0].case.mode)): point for point in document.points()}
+    assert set(points) == {(2, "forward"), (4, "forward"), (2, "train"), (4, "train")}
+    for point in points.values():
+        assert all(row.status is Status.OK for row in point), [row.reason for row in point]
+        assert point[0].ratio.latency.median == pytest.approx(1)
+    assert "[4/4] train, N=4, 28x28; measuring" in captured.err
+
+
+def test_what_was_measured_of_several_points_survives_ctrl_c(
+    clock: FakeClock,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    right = comparing.compare_networks
+
+    def stopped(case: Any, settings: Any, tell: Any) -> Any:
+        if case.N == 4:
+            raise KeyboardInterrupt
+        return right(case, settings, tell)
+
+    monkeypatch.setattr(comparing, "compare_networks", stopped)
+    arguments = ["--models=mnist-inv", "--N=2,4", "--device=cpu", "--threads=1", "--backend=unfold", "--budget=1"]
+    assert run("compare-models", *arguments, "--format=json") == 130
+    document = ResultSet.from_json(capsys.readouterr().out)
+    assert document.interrupted
+    assert {row.case.N for row in document.results} == {2}

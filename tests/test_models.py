@@ -226,12 +226,16 @@ def test_any_image_has_logits(name: str, size: tuple[int, int]) -> None:
     assert torch.isfinite(logits).all()
 
 
-def test_backends_agree_in_float64_forward_and_gradients() -> None:
+@pytest.mark.parametrize(
+    "backend", ["unfold", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiled", "numba"))]
+)
+def test_backends_agree_in_float64_forward_and_gradients(backend: str) -> None:
+    torch.compiler.reset()
     x = torch.randn(2, 3, 33, 40, dtype=torch.float64)
     results = []
-    for backend in ("naive", "unfold"):
+    for name in ("naive", backend):
         torch.manual_seed(3)
-        network = awake(create("rednet26", num_classes=4, backend=backend).double(), x)
+        network = awake(create("rednet26", num_classes=4, backend=name).double(), x)
         logits = network(x)
         logits.square().sum().backward()
         results.append([logits.detach(), *(p.grad for p in network.parameters())])

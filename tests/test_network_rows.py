@@ -11,19 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_page import browser, choose, complaints, in_browser, opened, requests, visible  # noqa: F401 -- a fixture
+from networks import NAMES, folded, imagenet, small
+from test_page import (  # noqa: F401 -- browser is a fixture
+    Page,
+    browser,
+    choose,
+    complaints,
+    in_browser,
+    opened,
+    requests,
+    source,
+    visible,
+)
 from test_results import document, row, samples
 
 from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS
 from invbench.report.data import render_parquet
-from invbench.report.networks import network_sentences
+from invbench.report.headline import title_of
+from invbench.report.network_answer import network_sentences
+from invbench.report.table import render_table
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Breakdown
 from invbench.spec import FREE, InvbenchError, Mode, NetworkCase, Regime, case_from_dict
 from invbench.verdict import exit_code
 from invbench.verdict.changes import Verdict, compare
-from invbench.verdict.networks import best_regimes, with_network_ratios
+from invbench.verdict.networks import best_regimes, whole_points, with_accuracy, with_network_ratios
 
 CASE = NetworkCase(2, 64, 64, threads=2)
 COUNTS = {"params": 15_500_000, "macs": 2_700_000_000, "flop": 5_400_000_000, "macs_mmcv": 2_720_000_000}
@@ -225,6 +238,138 @@ def test_two_documents_are_compared_regime_by_regime(name: str) -> None:
     text = COMPARISON_FORMATS[name](comparison)
     assert "rednet50" in text
     assert "folded and compiled" in text
+
+
+# --- Memory, counts and what is published ---
+
+
+def test_memory_and_counts_are_columns_where_somebody_measured_them() -> None:
+    text = told("markdown", imagenet(modes=(Mode.TRAIN,), depths=(50,)))
+    for words in ("peak memory", "410 MiB (1.00x)", "kept for backward", "308 MiB", "activations", "77.8 M"):
+        assert words in text, words
+    assert not {"kept for backward", "activations", "trainable"} & set(
+        re.findall(r"[a-z ]+[a-z]", told("table", pair()))
+    )
+    frozen = replace(pair().results[0], params_trainable=15_200_000)
+    assert "| trainable |" in told("markdown", document(frozen, baseline=None))
+
+
+def test_counts_are_told_once_for_each_network_and_size() -> None:
+    text = told("markdown", imagenet(N=(1, 8), sides=(128, 224), modes=tuple(Mode)[::2], depths=(50,)))
+    counted = text.partition("Counted, of one image")[2].partition("As published")[0]
+    lines = [line.split("|")[1:3] for line in counted.splitlines()[4:] if line]
+    names = ("rednet50", "rednet50 (free)", "resnet50")
+    assert [[n.strip(), s.strip()] for n, s in lines] == [[n, f"{s}x{s}"] for s in (128, 224) for n in names]
+
+
+def test_what_is_published_stands_beside_what_is_counted() -> None:
+    text = told("markdown", imagenet(sides=(128, 224), depths=(50,)))
+    assert "| network | top-1 | params | counted | macs as mmcv | counted |" in text
+    assert "| rednet50 | 78.35 % | 15.54 M | 15.54 M | 2.69 G | 2.717 G |" in text  # at the size that it is for only
+    assert "| resnet50 | 76.80 % | - | 25.56 M | - | 4.161 G |" in text
+    assert "top-1 is as published, on ImageNet, by the sources below: nobody measured it here" in text
+    assert "published macs are of 224x224 images" not in text
+    assert "published macs are of 224x224 images" in told("table", imagenet(sides=(128,), depths=(50,))).replace(
+        "\n", " "
+    )
+
+
+def test_an_accuracy_on_another_data_set_says_so() -> None:
+    text = told("table", small())
+    assert "98.97 % on MNIST" in text
+    assert "88.82 % on CIFAR-10" in text
+    assert "on ImageNet" not in text
+    assert list(with_accuracy(small().results)) == list(NAMES.values())
+    mixed = replace(small(), results=(*small().results, *imagenet(depths=(50,)).results))
+    assert "on ImageNet where no other data set is named" in told("markdown", mixed)
+
+
+# --- Many points ---
+
+
+def test_networks_with_several_baselines_are_one_point() -> None:
+    results = imagenet()
+    assert (len(results.points()), len(whole_points(results))) == (3, 1)
+    assert title_of(whole_points(results)).startswith("N=1 H=224 W=224, stem 7x7")
+    twice = replace(results, results=results.results * 2)  # a subject that comes again is a point of its own
+    assert len(whole_points(twice)) == 2
+
+
+def test_each_point_has_its_sentences_until_there_are_too_many() -> None:
+    few = network_sentences(imagenet(N=(1, 8), modes=(Mode.FORWARD, Mode.TRAIN), depths=(26, 50)))
+    assert len(few) == 8
+    assert few[0].startswith("N=1 mode=forward: rednet26 (numba) is 1.04x faster than resnet26")
+    many = network_sentences(imagenet(N=(1, 8), modes=(Mode.FORWARD, Mode.TRAIN)))
+    assert len(many) == 6
+    assert many[-1].startswith(
+        "With mode train, rednet101 (numba) beats resnet101 at 2 of 2 points (geometric mean 1.25x"
+    )
+
+
+def test_what_counts_say_is_said_once_where_it_holds_at_every_size() -> None:
+    results = imagenet(sides=(128, 224), depths=(26, 50), static=True)
+    first = "rednet26 has 0.674x the parameters and 0.725x the multiply-adds of resnet26; nothing was timed."
+    assert network_sentences(results)[0] == first
+    assert len(network_sentences(results)) == 2
+    assert "not timed" not in told("table", results)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("results", [imagenet(), imagenet((1, 8), modes=(Mode.FORWARD, Mode.TRAIN)), small()])
+def test_no_cell_is_folded_on_narrow_terminals(results: ResultSet, width: int) -> None:
+    text = render_table(results, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert not folded(text)
+    if len(whole_points(results)) > 1:
+        assert text.count("\n N=8 mode=train:" if "N=8" in text else "\n H=W=32:") >= 1
+
+
+# --- On a page ---
+
+
+@in_browser
+def test_the_pictures_have_a_mark_for_each_network(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    opened(browser, FORMATS["html"](imagenet()), tmp_path)
+    assert complaints(browser) == []
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [6, 6, 12]  # no involution is free there
+    params, macs, latency = source(browser, "labels", "text")
+    networks = sorted(f"{family}{depth}" for family in ("rednet", "resnet") for depth in (26, 50, 101))
+    assert sorted(params) == sorted(macs) == sorted(latency) == networks
+    assert source(browser, "lines", "dash")[0] == ["solid", "dashed"]
+    assert "1.15x faster than resnet50" in " ".join(source(browser, "marks", "told")[2])
+    choose(browser, "[data-filter=regime]", "eager")
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [6, 6, 6]
+    choose(browser, "[data-filter=subject]", "rednet50")
+    assert source(browser, "marks", "name") == [["rednet50"], ["rednet50"], ["rednet50 (numba), eager"]]
+    choose(browser, "[data-filter=backend]", "free")
+    assert browser.execute_script("return document.querySelectorAll('.plots > div:not([hidden])').length") == 0
+    assert complaints(browser) == []
+
+
+@in_browser
+def test_each_point_has_its_picture_of_latency(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    results = imagenet(N=(1, 8), sides=(128, 224), depths=(26, 50))
+    opened(browser, FORMATS["html"](results), tmp_path)
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [4, 4, 8, 8, 8, 8]
+    assert max(source(browser, "marks", "x")[1]) == pytest.approx(4.12)  # accuracy is for 224 x 224 only
+    choose(browser, "[data-filter=N]", "8")
+    assert len(visible(browser)) == 24
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [4, 4, 0, 0, 8, 8]
+    assert complaints(browser) == []
+
+
+@in_browser
+def test_two_networks_a_data_set_make_no_picture_of_accuracy(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    opened(browser, FORMATS["html"](small()), tmp_path)
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [8, 4]
+    assert "No picture of the accuracy on MNIST, Fashion-MNIST and CIFAR-10" in Page(FORMATS["html"](small())).text
+    assert complaints(browser) == []
+
+
+def test_counts_alone_make_pictures_of_accuracy_only() -> None:
+    page = Page(FORMATS["html"](imagenet(static=True)))
+    assert "Accuracy against parameters" in page.text
+    assert "Latency against" not in page.text
 
 
 @in_browser

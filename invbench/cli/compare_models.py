@@ -168,7 +168,7 @@ def _measured(points: Sequence[Point], static: bool, tell: Teller, command: str)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     found: list[ResultSet] = []
     for number, (case, settings) in enumerate(points, 1):
-        where = f"[{number}/{len(points)}] {case.mode}, N={case.N}, {case.H}x{case.W}: " if len(points) > 1 else ""
+        where = f"[{number}/{len(points)}] {case.mode}, N={case.N}, {case.H}x{case.W}; " if len(points) > 1 else ""
         told = partial(_tell, tell, where)
         try:
             if static:

@@ -17,25 +17,28 @@ from invbench.report.text import (
 )
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Interval, Ratio
-from invbench.spec import Regime
+from invbench.spec import AnyCase, Regime, TrainingCase
 from invbench.verdict.points import CONVOLUTIONS, Point, points_of, square, varying
 
 
 def name_of(result: Result) -> str:
-    """What a row is called: involution by its backend, a convolution by its kind, a network by all that it has."""
-    return row_name(result.subject, result.backend, result.regime)
+    """What a row is called: involution by its backend, a convolution by its kind, a network by all it has."""
+    return row_name(result.subject, result.backend, result.case, result.regime)
 
 
-def row_name(subject: str, backend: str, regime: Regime | None = None) -> str:
+def row_name(subject: str, backend: str, case: AnyCase, regime: Regime | None = None) -> str:
     """The name of a row: see ``name_of``."""
+    whole = subject if backend == "torch" else f"{subject} ({backend})"
+    if isinstance(case, TrainingCase):
+        return whole
     if regime is None:
         return backend if subject == "involution" else subject
-    return f"{subject if backend == 'torch' else f'{subject} ({backend})'}, {regime}"
+    return f"{whole}, {regime}"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading, the part of a narrow page that it stands in (``speed`` or ``cost``), its cell and its number in a row.
+    """A heading, the part of a narrow page that it stands in (such as ``speed``), its cell and its number in a row.
 
     keep: where there is no room for all, the columns with the lowest go first.
     """
@@ -86,6 +89,34 @@ class Grid:
         return [[cell.text for cell in line] for line in self.lines]
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table that stands below the main one, under its heading; kind: a word for what its lines are."""
+
+    heading: str
+    grid: Grid
+    kind: str
+
+
+def stacked(table: Grid) -> Grid:
+    """The same with the axes in lines of their own above their rows, which leaves the width to the numbers."""
+    axes = table.leading - 1
+    if not axes:
+        return table
+    blank = [Cell("")] * (len(table.headings) - table.leading)
+    lines: list[list[Cell]] = []
+    place: list[str] = []
+    for line in table.lines:
+        here = [cell.text for cell in line[:axes]]
+        if here != place:
+            place = here
+            told = " ".join(f"{name}={value}" for name, value in zip(table.headings, here, strict=False))
+            lines += [[Cell(""), *blank]] * bool(lines)
+            lines.append([Cell(f"{told}:"), *blank])
+        lines.append(line[axes:])
+    return Grid(table.headings[axes:], 1, lines)
+
+
 def grid(results: ResultSet) -> Grid:
     """The whole table."""
     points, shown = points_of(results), columns(results)
@@ -127,7 +158,7 @@ def axis_headings(points: Sequence[Point]) -> list[str]:
 
 def axis_name(axis: str, points: Iterable[Point]) -> str:
     """How an axis is called: ``H=W`` where both vary and all images are square."""
-    return "H=W" if axis == "H" and square(points) else axis
+    return "H=W" if axis == "H" and square(points) else axis.replace("_", " ")
 
 
 def axis_text(value: object) -> str:

@@ -42,7 +42,7 @@ def render_comparison_table(comparison: Comparison) -> str:
     for line in _above(comparison):
         console.print(Text(line))
     whole = table_of(comparison_grid(comparison))
-    console.print(whole if fits(whole, console, console.width) else table_of(comparison_grid(comparison, brief=True)))
+    console.print(whole if fits(whole, console) else table_of(comparison_grid(comparison, brief=True)))
     for note in _below(comparison):
         console.print(Text(f"* {note}"))
     console.print(Text(verdict_sentence(comparison), style="bold"))
@@ -172,7 +172,7 @@ def _without_same(grid: Grid) -> Grid:
 
 
 def _name(change: Change) -> str:
-    return row_name(change.subject, change.backend, change.regime)
+    return row_name(change.subject, change.backend, change.case, change.regime)
 
 
 def _groups(comparison: Comparison) -> list[list[Change]]:

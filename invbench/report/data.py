@@ -11,6 +11,9 @@ from invbench.report.text import printable
 from invbench.results import ResultSet
 from invbench.spec import InvbenchError
 
+# Raw series, which stay in the JSON: samples, and what came of training after each epoch.
+SERIES = ("blocks", "curves", "losses")
+
 
 def render_json(results: ResultSet) -> str:
     """The document of schema 1."""
@@ -18,7 +21,7 @@ def render_json(results: ResultSet) -> str:
 
 
 def render_csv(results: ResultSet) -> str:
-    """One line a row, nested fields joined by dots; raw samples stay in the JSON."""
+    """One line a row, nested fields joined by dots; raw samples and curves stay in the JSON."""
     return csv_of([result.to_dict() for result in results.results])
 
 
@@ -72,5 +75,5 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         elif name == "warnings":
             yield prefix + name, printable("; ".join(value))
-        elif name != "blocks":
+        elif name not in SERIES:
             yield prefix + name, printable(value) if isinstance(value, str) else value

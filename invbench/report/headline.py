@@ -10,7 +10,7 @@ from invbench.report.columns import axis_name, axis_text
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
 from invbench.results.quantities import FEWEST, Interval
-from invbench.spec import Case, Scope
+from invbench.spec import TRAINING, Case, Scope
 from invbench.verdict import fastest_involution, paired_ratio
 from invbench.verdict.points import (
     CLASS,
@@ -32,7 +32,11 @@ MANY = 8
 
 def title(results: ResultSet) -> str:
     """What all points share, and how many there are over which axes."""
-    points = points_of(results)
+    return title_of(points_of(results))
+
+
+def title_of(points: Sequence[Point]) -> str:
+    """The same of points."""
     if not points:
         return "no rows"
     axes = varying(points)
@@ -44,15 +48,18 @@ def title(results: ResultSet) -> str:
 
 def _shared(case: Mapping[str, Value]) -> str:
     sizes = " ".join(f"{name}={case[name]}" for name in ("N", "C", "H", "W", "K", "G") if name in case)
-    parts = [sizes] if sizes else []
+    parts = [f"trained on {printable(str(case['data_set']))}"] if "data_set" in case else []
+    parts += [sizes] if sizes else []
     parts += [f"{name}={case[name]}" for name in ("stride", "dilation") if case.get(name, 1) != 1]
     parts += [f"reduction={case['reduction']}"] if case.get("scope") == Scope.LAYER and "reduction" in case else []
     parts += [f"stem {case['stem_kernel_size']}x{case['stem_kernel_size']}"] if "stem_kernel_size" in case else []
     parts += [f"padding {case['padding_mode']}"] if case.get("padding_mode", "zeros") != "zeros" else []
     stored = " ".join(str(case[name]) for name in ("dtype", "layout") if name in case)
-    parts += [stored] if stored else []
-    timed = [str(case["mode"])] if "mode" in case else []
-    timed += [f"of the {case['scope']}"] if "scope" in case else []
+    parts += [f"autocast to {stored}" if case.get("autocast") else stored] if stored else []
+    parts += [plural(int(str(case["epochs"])), "epoch")] if "epochs" in case else []
+    trained = case.get("scope") == TRAINING  # which says what is timed
+    timed = [str(case["mode"])] if "mode" in case and not trained else []
+    timed += [f"of the {case['scope']}"] if "scope" in case and not trained else []
     parts += [" ".join(timed)] if timed else []
     parts += [f"on {case['device']}"] if "device" in case else []
     if case.get("device") == "cpu" and isinstance(case.get("threads"), int):
@@ -104,8 +111,8 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def method(results: ResultSet) -> str:
-    """How the latencies were taken."""
+def method(results: ResultSet, blocks: str = "rounds of interleaved blocks") -> str:
+    """How the latencies were taken; blocks: what each of their values is of."""
     timed = [result.latency for result in results.results if result.latency]
     if not timed:
         return "nothing was timed"
@@ -114,7 +121,7 @@ def method(results: ResultSet) -> str:
     stops, clocks, caches = (
         ", ".join(sorted({getattr(latency, name) for latency in timed})) for name in ("stop", "clock", "cache")
     )
-    text = f"{rounds} rounds of interleaved blocks, {clocks} clock, {caches} cache; stopped on {stops}"
+    text = f"{rounds} {blocks}, {clocks} clock, {caches} cache; stopped on {stops}"
     return f"{text}; seed {results.settings['seed']}" if "seed" in results.settings else text
 
 
@@ -180,7 +187,7 @@ def _many_points(points: Sequence[Point], where: str) -> str:
     sizes = {point.axes["K"] for point in points}
     kinds = {"conv2d": f"nn.Conv2d {f'{k}x{k}' if (k := next(iter(sizes))) and len(sizes) == 1 else 'KxK'}"}
     kinds |= {"conv2d-3x3": "nn.Conv2d 3x3"} if sizes != {3} else {}
-    told = [_versus(against(points, subject), kind) for subject, kind in kinds.items() if subject in CONVOLUTIONS]
+    told = [versus(against(points, subject), kind) for subject, kind in kinds.items() if subject in CONVOLUTIONS]
     fastest = spoken([f"{name} at {number}" for name, number in won.most_common()])
     who = f"{where} the fastest involution ({fastest if len(won) > 1 else next(iter(won))})"
     compared = [text for text in told if text]
@@ -191,15 +198,16 @@ def _many_points(points: Sequence[Point], where: str) -> str:
     return f"{who} beats {', and '.join(compared)}{rest}."
 
 
-def _versus(versus: Versus, kind: str) -> str:
-    if not versus.ratios:
+def versus(told: Versus, kind: str) -> str:
+    """At how many points involution beats a kind of convolution, and by how much; empty without a ratio."""
+    if not told.ratios:
         return ""
-    medians = sorted(ratio.median for ratio in versus.ratios)
-    mean = faster_or_slower(versus.mean) if abs(versus.mean - 1) >= SAME else "as fast"
+    medians = sorted(ratio.median for ratio in told.ratios)
+    mean = faster_or_slower(told.mean) if abs(told.mean - 1) >= SAME else "as fast"
     spread = f"geometric mean {mean}, from {faster_or_slower(medians[-1])} to {faster_or_slower(medians[0])}"
-    few = sum(ratio.count < FEWEST for ratio in versus.ratios)
+    few = sum(ratio.count < FEWEST for ratio in told.ratios)
     parts = [spread if len(medians) > 1 else mean]
-    parts += [f"slower at {versus.slower}"] if versus.slower and len(medians) > 1 else []
-    parts += [f"not distinguishable at {versus.even}"] if versus.even else []
+    parts += [f"slower at {told.slower}"] if told.slower and len(medians) > 1 else []
+    parts += [f"not distinguishable at {told.even}"] if told.even else []
     parts += [f"fewer than {FEWEST} rounds at {few}"] if few else []
-    return f"{kind} at {versus.faster} of {plural(len(medians), 'point')} ({'; '.join(parts)})"
+    return f"{kind} at {told.faster} of {plural(len(medians), 'point')} ({'; '.join(parts)})"

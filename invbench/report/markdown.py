@@ -6,41 +6,40 @@ from collections.abc import Iterable
 
 from invbench.report.columns import Grid, grid, summary
 from invbench.report.headline import machine, method, sentences, title
-from invbench.report.networks import breakdown, network_grid, network_notes, network_sentences
 from invbench.report.notes import notes
+from invbench.report.whole import Whole, whole_parts
 from invbench.results import ResultSet
 from invbench.verdict.points import points_of
 
 
 def render_markdown(results: ResultSet) -> str:
     """The answer, a table, and how it was measured; of many points a line each, and all rows below."""
-    networks = results.networks()
-    parts = [_networks(networks)] if networks.results else []
-    if len(networks.results) < len(results.results) or not parts:
-        parts.insert(0, _operators(results.operators()))
-    return "\n\n".join(parts)
+    whole = whole_parts(results)
+    operators = results.operators()
+    parts = [_operators(operators)] if operators.results or not whole else []
+    return "\n\n".join([*parts, *map(_whole, whole)])
 
 
 def _operators(results: ResultSet) -> str:
-    lines = _above(results, sentences(results))
+    lines = _above(sentences(results), title(results), results, method(results))
     if len(points_of(results)) > 1:
         lines += [*markdown_table(summary(results)), "", f"All {len(results.results)} rows:", ""]
     lines += [*markdown_table(grid(results)), "", *(f"* {note}" for note in notes(results))]
     return "\n".join(lines).rstrip()
 
 
-def _networks(results: ResultSet) -> str:
-    lines = [*_above(results, network_sentences(results)), *markdown_table(network_grid(results)), ""]
-    section = breakdown(results)
-    if section:
+def _whole(part: Whole) -> str:
+    lines = _above([*part.warnings, *part.sentences], part.title, part.results, part.method)
+    lines += [*markdown_table(part.grid), ""]
+    for section in part.sections:
         lines += [f"{section.heading}:", "", *markdown_table(section.grid), ""]
-    lines += [f"* {note}" for note in (*notes(results), *network_notes(results))]
+    lines += [f"* {note}" for note in part.notes]
     return "\n".join(lines).rstrip()
 
 
-def _above(results: ResultSet, told: Iterable[str]) -> list[str]:
+def _above(told: Iterable[str], what: str, results: ResultSet, how: str) -> list[str]:
     answer = "  \n".join(f"**{sentence}**" for sentence in told)
-    return [answer, "", f"{title(results)}  ", f"{machine(results)}  ", method(results), ""]
+    return [answer, "", f"{what}  ", f"{machine(results)}  ", how, ""]
 
 
 def markdown_table(table: Grid) -> Iterable[str]:

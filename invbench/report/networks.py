@@ -1,12 +1,11 @@
-"""Rows of whole networks as tables and sentences: against their counterparts, their ceiling, and where time goes."""
+"""Rows of whole networks as tables: against their counterparts, their ceiling, what they keep, where time goes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, name_of, rows_of
-from invbench.report.headline import than
+from invbench.report.columns import Cell, Column, Grid, Section, axis_headings, axis_text, name_of, rows_of
+from invbench.report.published import published_notes
 from invbench.report.text import (
     MISSING,
     count,
@@ -14,68 +13,70 @@ from invbench.report.text import (
     printable,
     seconds,
     seconds_with_interval,
+    size,
     three_digits,
     times,
 )
-from invbench.results import Result, ResultSet
+from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Interval, Ratio
-from invbench.spec import FREE
-from invbench.verdict.networks import best_regimes
-from invbench.verdict.points import Point, points_of, varying
+from invbench.spec import FREE, Mode
+from invbench.verdict.networks import whole_points
+from invbench.verdict.points import Point, varying
 
 FREE_NOTE = (
     "(free): the same network with the identity for every involution, so that only the rest takes time; ceiling is the "
     "share of its speed that a row reaches"
 )
+KEPT_NOTE = "kept for backward: what the forward pass of a training step keeps, inputs and parameters left out"
+ACTIVATIONS_NOTE = "activations: the numbers that convolutions, involutions and linear layers put out for one image"
 
 
-def network_grid(results: ResultSet, parts: Sequence[str] = ("speed", "cost")) -> Grid:
-    """A line for each row, with the axes that vary in front; parts: of the columns, where there is no room for all."""
-    points = points_of(results)
-    axes = [axis for axis in varying(points) if axis != "baseline"]
-    shown = [column for column in _columns(results) if column.part in parts and _says_something(column, results)]
+def whole_grid(points: Sequence[Point], columns: Sequence[Column]) -> Grid:
+    """A line for each row, with the axes that vary in front."""
+    axes = varying(points)
     lines = []
     for point, row in rows_of(points):
         place = [Cell(axis_text(point.axes[axis]), point.axes[axis]) for axis in axes]
         name = name_of(row)
-        lines.append([*place, Cell(name, name), *(Cell(c.cell(row), c.value(row)) for c in shown)])
-    headings = [h for h, axis in zip(axis_headings(points), varying(points), strict=True) if axis in axes]
-    return Grid([*headings, "network", *(column.heading for column in shown)], len(axes) + 1, lines)
+        lines.append([*place, Cell(name, name), *(Cell(c.cell(row), c.value(row)) for c in columns)])
+    return Grid([*axis_headings(points), "network", *(column.heading for column in columns)], len(axes) + 1, lines)
 
 
-def _columns(results: ResultSet) -> list[Column]:
+def network_columns(results: ResultSet) -> list[Column]:
+    """The columns that say something, by what they are about: speed, memory, cost."""
     baselines = {results.baseline_of(row) for row in results.results}
     to = f"vs {next(iter(baselines))}" if len(baselines) == 1 else "vs counterpart"
-    return [
+    columns = [
         Column("latency [95 %]", "speed", _latency, lambda r: r.seconds),
-        Column(to, "speed", _ratio, lambda r: _median(_latency_ratio(r))),
+        Column(to, "speed", latency_ratio, lambda r: _median(r.ratio.latency if r.ratio else None)),
         Column("ceiling", "speed", _ceiling, lambda r: _median(r.ceiling)),
         Column("images/s", "speed", lambda r: _plain(r.images_per_s), lambda r: r.images_per_s),
         Column("GFLOP/s", "speed", lambda r: _plain(r.flop_per_s, 1e-9), lambda r: r.flop_per_s),
-        Column("params", "cost", lambda r: _count(r.params, (r.ratio or Ratio()).params), lambda r: r.params),
-        Column("macs", "cost", lambda r: _count(r.macs, (r.ratio or Ratio()).flop), lambda r: r.macs),
-        Column("macs as mmcv", "cost", lambda r: _count(r.macs_mmcv), lambda r: r.macs_mmcv),
-        Column("published", "cost", _published, _top1),
+        Column("peak memory", "memory", peak_memory, lambda r: r.memory.peak if r.memory else None),
+        Column("kept for backward", "memory", _kept, lambda r: r.memory.kept if r.memory else None),
+        Column("params", "cost", lambda r: counted(r.params, (r.ratio or Ratio()).params), lambda r: r.params),
+        Column("trainable", "cost", lambda r: counted(r.params_trainable), lambda r: r.params_trainable),
+        Column("macs", "cost", lambda r: counted(r.macs, (r.ratio or Ratio()).flop), lambda r: r.macs),
+        Column("macs as mmcv", "cost", lambda r: counted(r.macs_mmcv), lambda r: r.macs_mmcv),
+        Column("activations", "cost", lambda r: counted(r.activations), lambda r: r.activations),
     ]
-
-
-def _says_something(column: Column, results: ResultSet) -> bool:
-    return any(column.cell(row) != MISSING for row in results.results)
+    silent = ["trainable"] * all(row.params_trainable in (None, row.params) for row in results.results)
+    silent += ["latency [95 %]"] * all(row.latency is None and row.status is Status.OK for row in results.results)
+    return [
+        column for column in columns
+        if column.heading not in silent and any(column.cell(row) != MISSING for row in results.results)
+    ]  # fmt: skip
 
 
 def _latency(row: Result) -> str:
     if row.latency is None:
-        return "not timed" if row.reason is None else str(row.status)
+        return "not timed" if row.status is Status.OK else str(row.status)
     return seconds_with_interval(row.latency.interval)
 
 
-def _latency_ratio(row: Result) -> Interval | None:
-    return row.ratio.latency if row.ratio else None
-
-
-def _ratio(row: Result) -> str:
-    ratio = _latency_ratio(row)
-    return faster_or_slower(ratio.median) if ratio else MISSING
+def latency_ratio(row: Result) -> str:
+    """How much faster or slower than its baseline."""
+    return faster_or_slower(row.ratio.latency.median) if row.ratio and row.ratio.latency else MISSING
 
 
 def _median(interval: Interval | None) -> float | None:
@@ -90,28 +91,20 @@ def _plain(value: float | None, scale: float = 1.0) -> str:
     return MISSING if value is None else three_digits(value * scale)
 
 
-def _count(value: int | None, ratio: float | None = None) -> str:
-    return MISSING if value is None else count(value) + times(ratio)
-
-
-def _published(row: Result) -> str:
-    if not row.published:
+def peak_memory(row: Result) -> str:
+    """The peak, and over that of its baseline."""
+    if row.memory is None or row.memory.peak is None:
         return MISSING
-    told = [f"{row.published[name]:.2f} % top-1" for name in ("top1",) if row.published.get(name)]
-    told += [f"{count(row.published[n])} {n}" for n in ("params", "macs_mmcv") if row.published.get(n)]
-    return ", ".join(told)
+    return size(row.memory.peak) + times((row.ratio or Ratio()).memory)
 
 
-def _top1(row: Result) -> float | None:
-    return row.published.get("top1") if row.published else None
+def _kept(row: Result) -> str:
+    return MISSING if row.memory is None or row.memory.kept is None else size(row.memory.kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A table that stands below the main one, under its heading."""
-
-    heading: str
-    grid: Grid
+def counted(value: int | None, ratio: float | None = None) -> str:
+    """A count, and over that of the baseline."""
+    return MISSING if value is None else count(value) + times(ratio)
 
 
 def breakdown(results: ResultSet) -> Section | None:
@@ -127,10 +120,10 @@ def breakdown(results: ResultSet) -> Section | None:
     lines = [line(kind, lambda row, kind=kind: _part(row, kind)) for kind in kinds]  # type: ignore[misc]
     lines.append(line("the rest", lambda row: row.breakdown.rest if row.breakdown else 0.0))
     lines.append(line("whole call", lambda row: row.breakdown.total if row.breakdown else 0.0))
-    points = points_of(results)
-    many = len(points) > 1
-    headings = [f"{name_of(row)}{_where(row, points) if many else ''}" for row in rows]
-    return Section("Where the time of one call goes", Grid(["kind of layer", *headings], 1, lines))
+    points = whole_points(results)
+    at = {id(row): where(point, points) for point, row in rows_of(points)}
+    headings = [" ".join(filter(None, (name_of(row), at[id(row)]))) for row in rows]
+    return Section("Where the time of one call goes", Grid(["kind of layer", *headings], 1, lines), "kind")
 
 
 def _part(row: Result, kind: str) -> float:
@@ -144,52 +137,20 @@ def _share(row: Result, value: float) -> Cell:
     return Cell(f"{seconds(value)} ({value / row.breakdown.total:.1%})", value)
 
 
-def _where(row: Result, points: Sequence[Point]) -> str:
-    case = row.case.to_dict()
-    told = [f"{axis}={case[axis]}" for axis in varying(points) if axis in case]
-    return f" {' '.join(told)}" if told else ""
+def where(point: Point, points: Sequence[Point]) -> str:
+    """A point by its place on the axes that vary, empty where none does: ``N=1 H=W=224``."""
+    names = zip(axis_headings(points), varying(points), strict=True)
+    return " ".join(f"{heading}={axis_text(point.axes[axis])}" for heading, axis in names)
 
 
 def network_notes(results: ResultSet) -> list[str]:
-    """What the cells cannot hold: what is free, where published figures are from, how the breakdown is known."""
-    notes = [FREE_NOTE] if any(row.backend == FREE for row in results.results) else []
-    sources: dict[str, list[str]] = {}
-    for row in results.results:
-        if row.published:
-            names = sources.setdefault(printable(str(row.published["source"])), [])
-            names += [row.subject] if row.subject not in names else []
-    notes += [f"published, of {', '.join(names)}: {source}" for source, names in sources.items()]
-    methods = dict.fromkeys(row.breakdown.method for row in results.results if row.breakdown)
-    return [*notes, *(f"where the time goes, by {printable(method)}" for method in methods)]
-
-
-def network_sentences(results: ResultSet) -> list[str]:
-    """The answer: each network with involution against its counterpart, both in the regime that is faster for them."""
-    told = []
-    points = points_of(results)
-    for point in points:
-        where = _where(point.rows[0], points).strip() if len(points) > 1 else ""
-        for best in best_regimes(point.rows):
-            answer = f"{than(best.ratio)} {best.base.subject}"
-            at = f"{where}: " if where else ""
-            regimes = str(best.row.regime) if best.row.regime == best.base.regime else "each in its faster regime"
-            free = ""
-            if best.ceiling:
-                free = f"; with involution free it would be {faster_or_slower(best.ceiling.median)}"
-            told.append(f"{at}{best.row.subject} ({best.row.backend}) is {answer} ({regimes}){free}.")
-    return told or _counted(results)
-
-
-def _counted(results: ResultSet) -> list[str]:
-    """What counts alone say."""
-    told = []
-    for row in results.results:
-        ratio = row.ratio
-        if ratio and ratio.params is not None and ratio.flop is not None and row.subject != row.baseline:
-            told.append(
-                f"{row.subject} has {three_digits(ratio.params)}x the parameters and {three_digits(ratio.flop)}x the "
-                f"multiply-adds of {row.baseline}; nothing was timed."
-            )
-    timed = any(row.latency for row in results.results)
-    nothing = "No network with involution was timed beside its counterpart, so there is nothing to conclude."
-    return [nothing] if timed or not told else told
+    """What the cells cannot hold: what is free, what columns mean, where published figures are from."""
+    rows = results.results
+    notes = [FREE_NOTE] if any(row.backend == FREE for row in rows) else []
+    notes += [KEPT_NOTE] if any(row.memory and row.memory.kept is not None for row in rows) else []
+    notes += [ACTIVATIONS_NOTE] if any(row.activations is not None for row in rows) else []
+    if any(row.case.mode is Mode.TRAIN for row in rows) and any(row.latency for row in rows):
+        notes.append("train: forward and backward of a step, without the optimiser's; macs are the forward pass's")
+    methods = dict.fromkeys(row.breakdown.method for row in rows if row.breakdown)
+    notes += [f"where the time goes, by {printable(method)}" for method in methods]
+    return [*notes, *published_notes(results)]

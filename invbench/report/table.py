@@ -6,20 +6,23 @@ Of many points, every row is one line with the axes that vary in front, and the 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, summary
+from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, stacked, summary
 from invbench.report.headline import machine, method, sentences, title
-from invbench.report.networks import breakdown, network_grid, network_notes, network_sentences
 from invbench.report.notes import notes
+from invbench.report.whole import Whole, whole_parts
 from invbench.results import ResultSet, Status
 from invbench.verdict.points import points_of, varying
 
@@ -30,16 +33,17 @@ def render_table(results: ResultSet, width: int | None = None) -> str:
     width: columns; by default the terminal's. Colour only where standard output is a terminal and NO_COLOR is unset.
     """
     text, console = canvas(width or terminal_width())
-    networks = results.networks()
-    if not networks.results or len(networks.results) < len(results.results):
-        _print_operators(results.operators(), console)
-    if networks.results:
-        _print_networks(networks, console)
+    whole = whole_parts(results)
+    operators = results.operators()
+    if operators.results or not whole:
+        _print_operators(operators, console)
+    for part in whole:
+        _print_whole(part, console)
     return finished(text)
 
 
 def _print_operators(results: ResultSet, console: Console) -> None:
-    _print_above(results, console)
+    _print_above((title(results), machine(results), method(results)), console)
     dropped = _print_points(results, console) if len(points_of(results)) > 1 else _print_point(results, console)
     _print_below(notes(results), console)
     if dropped:
@@ -47,22 +51,67 @@ def _print_operators(results: ResultSet, console: Console) -> None:
     _print_answer(sentences(results), console)
 
 
-def _print_networks(results: ResultSet, console: Console) -> None:
-    _print_above(results, console)
-    whole = table_of(network_grid(results))
-    parts = [("speed", "cost")] if fits(whole, console, console.width) else [("speed",), ("cost",)]
-    for part in parts:
-        console.print(table_of(network_grid(results, part)))
-    section = breakdown(results)
-    if section:
+def _print_whole(part: Whole, console: Console) -> None:
+    """Networks or trainings; the axes stand in lines of their own, since names are long."""
+    _print_answer(part.warnings, console)
+    _print_above((part.title, machine(part.results), part.method), console)
+    _print_grid(stacked(part.grid), console, [column.part for column in part.columns])
+    for section in part.sections:
         console.print(Text(section.heading))
-        console.print(table_of(section.grid))
-    _print_below([*notes(results), *network_notes(results)], console)
-    _print_answer(network_sentences(results), console)
+        _print_grid(section.grid, console)
+    _print_below(part.notes, console)
+    _print_answer(part.sentences, console)
 
 
-def _print_above(results: ResultSet, console: Console) -> None:
-    for line in (title(results), machine(results), method(results)):
+def _print_grid(grid: Grid, console: Console, parts: Sequence[str] = ()) -> None:
+    """One table where there is room, else several, one below the other. parts: what each column belongs to."""
+    short = with_short_headings(grid)
+    whole = list(range(grid.leading, len(grid.headings)))
+    pieces = (
+        [whole] if _has_room(grid, whole, console) else packed(short, parts, lambda n: _has_room(short, n, console))
+    )
+    for piece in pieces:
+        shown = grid if _has_room(grid, piece, console) else short
+        console.print(table_of(piece_of(shown, piece)))
+
+
+def _has_room(grid: Grid, columns: Sequence[int], console: Console) -> bool:
+    return fits(table_of(piece_of(grid, columns)), console)
+
+
+def piece_of(grid: Grid, columns: Sequence[int]) -> Grid:
+    """The columns that lead, and some of the others by their indices."""
+    kept = [*range(grid.leading), *columns]
+    return Grid([grid.headings[n] for n in kept], grid.leading, [[line[n] for n in kept] for line in grid.lines])
+
+
+def with_short_headings(grid: Grid) -> Grid:
+    """The same with headings broken between words where they are wider than what stands below them."""
+    headings = grid.headings[: grid.leading]
+    for n in range(grid.leading, len(grid.headings)):
+        texts = [*grid.headings[n].split(), *(line[n].text for line in grid.lines)]
+        headings.append("\n".join(textwrap.wrap(grid.headings[n], max(map(len, texts)), break_on_hyphens=False)))
+    return replace(grid, headings=headings)
+
+
+def packed(grid: Grid, parts: Sequence[str], has_room: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """The columns of each piece of a grid, by index; those of the same part stay together where they can."""
+    everything = range(grid.leading, len(grid.headings))
+    pieces: list[list[int]] = [[]]
+    for _, part in itertools.groupby(everything, key=lambda n: parts[n - grid.leading] if parts else ""):
+        own = list(part)
+        together = has_room([*pieces[-1], *own])
+        whole = together or has_room(own)
+        for column in own:
+            begins = not together and column == own[0] if whole else not has_room([*pieces[-1], column])
+            if begins and pieces[-1]:
+                pieces.append([])
+            pieces[-1].append(column)
+    return pieces
+
+
+def _print_above(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
         console.print(Text(line))
 
 
@@ -98,9 +147,9 @@ def empty_table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
 
 
-def fits(table: Table, console: Console, width: int) -> bool:
+def fits(table: Table, console: Console) -> bool:
     """Whether no column would have to be folded."""
-    return console.measure(table, options=console.options.update(width=10_000)).maximum <= width
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
 
 
 def table_of(grid: Grid) -> Table:
@@ -116,7 +165,7 @@ def table_of(grid: Grid) -> Table:
 
 def _print_point(results: ResultSet, console: Console) -> list[str]:
     whole = _table(results, ("speed", "cost"))
-    parts = [("speed", "cost")] if fits(whole, console, console.width) else [("speed",), ("cost",)]
+    parts = [("speed", "cost")] if fits(whole, console) else [("speed",), ("cost",)]
     for part in parts:
         console.print(_table(results, part))
     return []
@@ -140,7 +189,7 @@ def _print_points(results: ResultSet, console: Console) -> list[str]:
     shown: list[Column] = []
     for column in sorted(everything, key=lambda column: -column.keep):
         more = [each for each in everything if each in shown or each is column]
-        if not shown or fits(_widest(results, more), console, console.width):
+        if not shown or fits(_widest(results, more), console):
             shown = more
     console.print(_rows(results, shown))
     console.print(table_of(summary(results)))

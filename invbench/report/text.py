@@ -55,6 +55,15 @@ def count(value: float) -> str:
     return f"{three_digits(value / scale)} {unit}"
 
 
+def four_digits(value: float) -> str:
+    """A count to be compared with another one: whole below a million, else with four significant digits."""
+    if value < 1e6:
+        return f"{value:,.0f}"
+    scale, unit = (1e9, "G") if float(f"{value:.3e}") >= 1e9 else (1e6, "M")
+    shown = float(f"{value / scale:.3e}")
+    return f"{shown:.{3 - len(str(int(shown))) + 1}f} {unit}"
+
+
 def times(ratio: float | None) -> str:
     """`` (0.25x)``, or nothing."""
     return "" if ratio is None else f" ({three_digits(ratio)}x)"

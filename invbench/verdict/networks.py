@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from invbench.results import Result
+from invbench.results import Result, ResultSet
 from invbench.results.quantities import Interval
 from invbench.spec import FREE, Regime
 from invbench.verdict import paired_ratio, with_ratio
+from invbench.verdict.points import Point, points_of
+
+IMAGENET = "ImageNet"
+# The side of the images and K of the stem for which figures on ImageNet are published.
+PUBLISHED_SIDE, PUBLISHED_STEM = 224, 7
 
 
 def with_network_ratios(results: Iterable[Result]) -> tuple[Result, ...]:
@@ -60,3 +65,47 @@ def _fastest(rows: Iterable[Result], subject: str, backend: str | None = None) -
     """The regime with the lowest median; of any backend but the free one unless one is named."""
     here = (r for r in rows if r.subject == subject and (r.backend == backend if backend else r.backend != FREE))
     return min((r for r in here if r.seconds is not None), key=lambda r: r.seconds or 0.0, default=None)
+
+
+def whole_points(results: ResultSet) -> list[Point]:
+    """The points of networks: those that differ in nothing but what their networks are compared with are one."""
+    found: list[Point] = []
+    for point in points_of(results):
+        axes = {**point.axes, "baseline": None}
+        names = {row.name for row in point.rows}
+        for index, other in enumerate(found):
+            if other.axes == axes and names.isdisjoint(row.name for row in other.rows):
+                found[index] = Point((*other.rows, *point.rows), axes)
+                break
+        else:
+            found.append(Point(point.rows, axes))
+    return found
+
+
+def data_set_of(row: Result) -> str | None:
+    """What the published accuracy is on; None where there is none."""
+    if not row.published or row.published.get("top1") is None:
+        return None
+    return str(row.published.get("data_set") or IMAGENET)  # documents before it was told were of ImageNet only
+
+
+def counts_as_published(row: Result) -> bool:
+    """Whether the row's multiply-adds are those of images as large as the published accuracy is for."""
+    return data_set_of(row) != IMAGENET or (row.case.H, row.case.W) == (PUBLISHED_SIDE, PUBLISHED_SIDE)
+
+
+def with_accuracy(rows: Iterable[Result]) -> dict[str, list[Result]]:
+    """By data set one row for each network with a published accuracy, its counts at the published size if there are."""
+    found: dict[str, dict[str, Result]] = {}
+    for row in rows:
+        data_set = data_set_of(row)
+        if data_set is not None and row.backend != FREE:
+            own = found.setdefault(data_set, {})
+            if row.subject not in own or (counts_as_published(row) and not counts_as_published(own[row.subject])):
+                own[row.subject] = row
+    return {data_set: list(own.values()) for data_set, own in found.items()}
+
+
+def family_of(subject: str) -> str:
+    """What networks of several depths have in common: ``rednet`` of ``rednet50``."""
+    return subject.rstrip("0123456789")

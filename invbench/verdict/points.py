@@ -14,9 +14,11 @@ from invbench.verdict import fastest_involution, paired_ratio
 
 Value = int | str | None
 
-AXES = (*CASE_FIELDS, "stem_kernel_size", "clock", "cache", "machine", "baseline", "run")
+AXES = (
+    "data_set", *CASE_FIELDS, "stem_kernel_size", "autocast", "epochs", "clock", "cache", "machine", "baseline", "run",
+)  # fmt: skip
 # Points that differ in one of these are never averaged: the ratio would mean two things at once.
-CLASS = ("machine", "device", "dtype", "mode", "scope", "clock", "cache")
+CLASS = ("machine", "device", "dtype", "autocast", "mode", "scope", "clock", "cache")
 CONVOLUTIONS = ("conv2d", "conv2d-3x3")
 
 

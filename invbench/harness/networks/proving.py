@@ -31,6 +31,7 @@ CHECKED_IMAGES = 4
 # 0.02 to 0.4); gradients jump besides where a ReLU's input crosses zero. A wrong tap or border is of the order of 1.
 TOLERANCE = {"float64": 1e-8, "float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1}
 GRADIENT_TOLERANCE = {"float64": 1e-6, "float32": 1e-1, "float16": 3e-1}  # that of float16 is for TF32
+NEGLIGIBLE = 1e-3
 ROUNDS_A_LOT = ("float16", "bfloat16")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -90,11 +91,21 @@ def _precision(networks: Networks) -> str:
 
 def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Check:
     logits = Check(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
-    gradients = [
-        Check(norm_difference(output, reference), GRADIENT_TOLERANCE[precision])
-        for output, reference in zip(outputs[1:], references[1:], strict=True)
-    ]
-    return _most_used([logits, *gradients])
+    differences = _gradients(outputs[1:], references[1:])
+    return _most_used([logits, *(Check(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
+
+
+def _gradients(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
+    """The differences of gradients in Euclidean norm, each as a share of the reference's norm.
+
+    A bias before a batch norm has no gradient but rounding: where the numbers of one are below ``NEGLIGIBLE`` of the
+    largest others', on average, that is the measure.
+    """
+    sizes = [(reference.norm() / max(1, reference.numel()) ** 0.5).item() for reference in references]
+    least = NEGLIGIBLE * max(sizes, default=0.0)
+    for output, reference, size in zip(outputs, references, sizes, strict=True):
+        share = norm_difference(output, reference)
+        yield share * size / least if 0 < size < least else share
 
 
 def _most_used(checks: Sequence[Check]) -> Check:
@@ -148,11 +159,8 @@ def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
     outputs = _called(layer, seen.x, seen.grad_y, autocast)
     references = _called(reference, seen.x.to(device, torch.float64), seen.grad_y.to(device), None)
     y = Check(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
-    gradients = [
-        Check(norm_difference(output, right), subjects.TOLERANCE_OVER_KINKS[dtype])
-        for output, right in zip(outputs[1:], references[1:], strict=True)
-    ]
-    return _most_used([y, *gradients])
+    differences = _gradients(outputs[1:], references[1:])
+    return _most_used([y, *(Check(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
 
 
 def _called(layer: Involution2d, x: Tensor, grad_y: Tensor, autocast: torch.dtype | None) -> list[Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from invbench.report.headline import machine, method, title
 from invbench.report.notes import failures, remarks
-from invbench.report.web.tables import definitions, esc, items, script_data
+from invbench.report.web.tables import answers, definitions, esc, items, script_data
 from invbench.results import ResultSet
 
 # The page may run what is in it and fetch nothing.
@@ -20,7 +19,8 @@ def page(body: str, data: Mapping[str, Any], with_plots: bool = False) -> str:
     if with_plots:
         from bokeh.resources import Resources
 
-        scripts += [Resources(mode="inline", components=["bokeh"], log_level="error").render_js(), _script("plots.js")]
+        scripts += [Resources(mode="inline", components=["bokeh"], log_level="error").render_js()]
+        scripts += map(_script, ("scatter.js", "curves.js", "plots.js"))
     joined = "\n".join(scripts)
     return f"""<!doctype html>
 <html lang="en">
@@ -52,11 +52,14 @@ def section(heading: str, inner: str) -> list[str]:
     return [f"<h2>{esc(heading)}</h2>", inner] if inner else []
 
 
-def above(results: ResultSet, told: Iterable[str]) -> list[str]:
+def above(lines: Iterable[str], told: Iterable[str]) -> list[str]:
     """The answer, and what was measured, where and how."""
-    how = "<br>".join(esc(text) for text in (title(results), machine(results), method(results)))
-    answers = (f'<p class="answer">{esc(sentence)}</p>' for sentence in told)
-    return ["<h1>invbench</h1>", *answers, f'<p class="how">{how}</p>']
+    return ["<h1>invbench</h1>", answers(told), how(lines)]
+
+
+def how(lines: Iterable[str]) -> str:
+    """What was measured, where and how."""
+    return f'<p class="how">{"<br>".join(map(esc, lines))}</p>'
 
 
 def below(results: ResultSet) -> list[str]:

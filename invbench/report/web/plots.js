@@ -188,7 +188,7 @@ function fillMap(figure, rows) {
   figure.source("cells").data = columns(cells, ["x", "y", "log2", "text", "told", "count", "ink"]);
 }
 
-const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap };
+const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap, scatter: fillScatter, curves: fillCurves };
 
 // --- Colours of axes by the colour scheme ---
 
@@ -208,6 +208,7 @@ function paint(model) {
   }
   for (const drawn of model.renderers) {
     if (drawn.name === "roof") drawn.glyph.line_color = soft;
+    if (drawn.name === "label-text") drawn.glyph.text_color = ink;
   }
 }
 
@@ -220,11 +221,17 @@ async function draw() {
     paint(model);
   }
   listeners.push((rows) => {
-    for (const figure of figures) fillers[figure.spec.kind](figure, rows);
+    // Rows of another kind than those that are filtered are all shown.
+    for (const figure of figures) fillers[figure.spec.kind](figure, figure.spec.rows ? data.others[figure.spec.rows] : rows);
   });
   update();
   document.documentElement.dataset.drawn = "yes";
 }
 
+let resized = 0;
+window.addEventListener("resize", () => {
+  clearTimeout(resized);
+  resized = setTimeout(update, 200); // labels keep their distance in pixels
+});
 dark.addEventListener("change", () => figures.forEach((figure) => paint(figure.model)));
 draw();

@@ -103,17 +103,17 @@ def _by_axis(numbers: Sequence[int], texts: Sequence[str], x_label: str, y_label
     from bokeh.models import ColumnDataSource, FixedTicker
 
     if numbers:
-        made = _figure(x_axis_type="log", y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
+        made = new_figure(x_axis_type="log", y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
         made.x_range.update(range_padding=0.08)
         if _apart(numbers):
             made.xaxis.ticker = FixedTicker(ticks=list(numbers))
         lines = ColumnDataSource({"xs": [], "ys": [], "color": [], "dash": []}, name="lines")
         made.multi_line("xs", "ys", source=lines, line_color="color", line_dash="dash", line_alpha=0.5, line_width=1.5)
     else:
-        made = _figure(x_range=list(texts), y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
+        made = new_figure(x_range=list(texts), y_axis_type="log", x_axis_label=x_label, y_axis_label=y_label)
         made.xaxis.major_label_orientation = 0.5 if sum(map(len, texts)) > 40 else "horizontal"
         made.xgrid.visible = False
-    _marks(made, "x", "low", "x", "high")
+    marks(made, "x", "low", "x", "high")
     return made
 
 
@@ -126,23 +126,23 @@ def _apart(numbers: Sequence[int]) -> bool:
 
 def _by_name(names: Sequence[str], label: str) -> Figure:
     height = 90 + 30 * len(names)
-    made = _figure(x_axis_type="log", y_range=list(reversed(names)), x_axis_label=label, height=height)
-    _marks(made, "low", "y", "high", "y")
+    made = new_figure(x_axis_type="log", y_range=list(reversed(names)), x_axis_label=label, height=height)
+    marks(made, "low", "y", "high", "y")
     return made
 
 
-def _marks(made: Figure, x0: str, y0: str, x1: str, y1: str) -> None:
-    """A mark and a whisker for each row, which the mouse explains."""
+def marks(made: Figure, x0: str, y0: str, x1: str, y1: str, size: int = 9, at: str = "at") -> None:
+    """A mark and a whisker for each row, which the mouse explains; at: the word before the row's place."""
     from bokeh.models import ColumnDataSource, HoverTool
 
     names = ("x", "y", "low", "high", "told", "name", "place", "marker", "color", "fill")
     source = ColumnDataSource({name: [] for name in names}, name="marks")
     made.segment(x0, y0, x1, y1, source=source, line_color="color", line_width=1.5)
     drawn = made.scatter(
-        "x", "y", source=source, marker="marker", size=9, line_color="color", fill_color="color", fill_alpha="fill",
+        "x", "y", source=source, marker="marker", size=size, line_color="color", fill_color="color", fill_alpha="fill",
         line_width=1.5,
     )  # fmt: skip
-    tips = [("", "@name"), ("at", "@place"), ("", "@told")]
+    tips = [("", "@name"), (at, "@place"), ("", "@told")]
     made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
 
 
@@ -151,7 +151,7 @@ def _roofline(results: ResultSet, points: Sequence[Point]) -> Iterator[Plot]:
     intensities = [row.flop / row.bytes_min for row in rows if row.flop and row.bytes_min]
     if not intensities:
         return
-    made = _figure(
+    made = new_figure(
         x_axis_type="log", y_axis_type="log", x_axis_label="FLOP per byte", y_axis_label="GFLOP/s", height=380
     )
     roofs = roofs_of(results, points)
@@ -162,7 +162,7 @@ def _roofline(results: ResultSet, points: Sequence[Point]) -> Iterator[Plot]:
         heights = [start * roof.bytes_per_s / 1e9, roof.flop_per_s / 1e9, roof.flop_per_s / 1e9]
         made.line([start, roof.ridge, right], heights, line_width=2, line_dash=roof.dash, line_color=SOFT, name="roof")
     made.y_range.update(range_padding=0.15)
-    _marks(made, "x", "low", "x", "high")
+    marks(made, "x", "low", "x", "high")
     yield Plot("Roofline", "Speed against the peaks of the machine", made, {"kind": "roofline"})
 
 
@@ -213,7 +213,7 @@ def _map() -> Figure:
     from bokeh.models.annotations import ColorBar
     from bokeh.palettes import RdBu11
 
-    made = _figure(x_range=FactorRange(), y_range=FactorRange(), x_axis_label=" ", y_axis_label=" ", height=340)
+    made = new_figure(x_range=FactorRange(), y_range=FactorRange(), x_axis_label=" ", y_axis_label=" ", height=340)
     made.grid.visible = False
     names = ("x", "y", "log2", "text", "told", "count", "ink")
     source = ColumnDataSource({name: [] for name in names}, name="cells")
@@ -236,7 +236,8 @@ def _map() -> Figure:
     return made
 
 
-def _figure(**fields: Any) -> Figure:
+def new_figure(**fields: Any) -> Figure:
+    """A figure as all of them are."""
     from bokeh.models import FixedTicker, NumeralTickFormatter
     from bokeh.plotting import figure
 

@@ -64,6 +64,11 @@ def filters(choices: Mapping[str, tuple[str, Sequence[str]]]) -> str:
     )
 
 
+def answers(sentences: Iterable[str]) -> str:
+    """What a reader came for, a paragraph each."""
+    return "\n".join(f'<p class="answer">{esc(sentence)}</p>' for sentence in sentences)
+
+
 def items(texts: Iterable[str]) -> str:
     """A list of remarks, or nothing."""
     inner = "\n".join(f"<li>{esc(text)}</li>" for text in texts)
