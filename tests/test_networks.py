@@ -71,7 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
-    monkeypatch.setattr(build, "deployed", lambda network, named: fold_batch_norm(network))
+    monkeypatch.setattr(build, "deployed", lambda network: fold_batch_norm(network))
     monkeypatch.setattr(memory, "cpu_peaks", lambda jobs, workers: {job.subject: PEAK for job in jobs})
     return fake
 

@@ -37,7 +37,9 @@ def start(backends: tuple[str, ...] = ()) -> None:
     needed = [name for backend in backends for name in IMPORTS.get(backend, ())]
     multiprocessing.set_forkserver_preload(["invbench.harness.memory", "invbench.harness.preload"])
     settings = {
-        "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD), "MALLOC_TRIM_THRESHOLD_": "0", PRELOAD: ",".join(needed)
+        "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD), "MALLOC_TRIM_THRESHOLD_": "0",
+        "OMP_WAIT_POLICY": "passive",  # several children share the cores, and nobody times them
+        PRELOAD: ",".join(needed),
     }  # fmt: skip
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -8,9 +8,8 @@ number. What belongs to no kind is the rest: Python, dispatch, allocation, and o
 from __future__ import annotations
 
 import contextlib
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,13 +39,13 @@ OPERATORS = {
     "aten::linear": LINEAR, "aten::addmm": LINEAR, "aten::mm": LINEAR, "mkldnn::_linear_pointwise": LINEAR,
 }  # fmt: skip
 EXACT = {"aten::add": ADDITION, "aten::add_": ADDITION}
-# Loops that torch.compile generates, which do several things at once; it names them for the profiler if asked to.
-GENERATED_NAME = re.compile(r"\b(graph_\d+_)?cpp_fused")
-NAMED_KERNELS: dict[str, str | int | bool | Callable[..., Any]] = {"cpp.enable_kernel_profile": True}
+# What torch.compile makes of a network. What is not spent in operators is its loops, which do several things at once,
+# and its calls. It could name the loops for the profiler, but would then compile others than those that were timed.
+COMPILED = "## Call CompiledFxGraph"
 METHOD = "torch.profiler, of the call whose length is nearest to the median latency"
 NO_NUMBER = 2**63  # of what no operator recorded, such as the ends of the graph
-SECONDS = 1.0  # about how long each row is looked into
-CALLS = (3, 7)
+SECONDS = 0.5  # about how long each row is looked into
+CALLS = (3, 5)
 
 
 def break_down(step: Step, seconds: float) -> Breakdown:
@@ -81,6 +80,8 @@ def _parts(call: Any) -> Breakdown:
         kind = within or _kind(event)
         if kind and not within:
             parts[kind] += 1e-6 * event.cpu_time_total
+        if event.name.startswith(COMPILED):
+            parts[GENERATED] += 1e-6 * event.self_cpu_time_total
         if kind and event.sequence_nr >= 0:
             recorded.append((event.sequence_nr, event.time_range.start, kind))
         for child in event.cpu_children:
@@ -105,8 +106,6 @@ def _kind(event: Any) -> str | None:
         return POINTWISE if all(size == 1 for size in weight[2:]) else SPATIAL
     if name in EXACT:
         return EXACT[name]
-    if GENERATED_NAME.search(name):
-        return POOLING if "pool" in name or "mean" in name else GENERATED
     return next((kind for start, kind in OPERATORS.items() if name.startswith(start)), None)
 
 

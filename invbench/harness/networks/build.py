@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from invbench.harness.custom import resolve
 from invbench.harness.networks import TORCH, NetworkSubject
-from invbench.harness.networks.breakdown import NAMED_KERNELS
 from invbench.harness.settings import describe_failure
 from invbench.harness.steps import MEMORY_FORMATS, Step, random_normal
 from invbench.models import Model, create
@@ -55,14 +54,10 @@ class Original:
 
 @dataclass(frozen=True)
 class Networks:
-    """What the rows of a point are made of: for each model one set of parameters, whatever computes it.
-
-    named_kernels: whether torch.compile names what it generates, for a breakdown.
-    """
+    """What the rows of a point are made of: for each model one set of parameters, whatever computes it."""
 
     case: NetworkCase
     seed: int
-    named_kernels: bool = False
 
     def original(self, model: Model, free: bool) -> Original:
         """A network with random parameters that behave; free: with the identity for every involution."""
@@ -88,7 +83,7 @@ class Networks:
         """The network as the subject runs it, on the point's images."""
         changed = subject.backend not in (FREE, TORCH)
         network = with_backend(original.network, subject.backend) if changed else original.network
-        function = deployed(network, self.named_kernels) if subject.regime is Regime.COMPILED else network
+        function = deployed(network) if subject.regime is Regime.COMPILED else network
         autocast = getattr(torch, self.case.dtype) if self.case.autocast else None
         return self._step(original, network, function, self.case.N, self._parameters, autocast=autocast)
 
@@ -197,8 +192,8 @@ def without_involutions(network: nn.Module) -> nn.Module:
     return changed
 
 
-def deployed(network: nn.Module, named: bool = False) -> Callable[[Tensor], Tensor]:
-    """An eval network with its batch norms folded away, compiled as one graph; named: its kernels, for the profiler."""
+def deployed(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """An eval network with its batch norms folded away, compiled as one graph."""
     folded = fold_batch_norm(network)
 
     def call(x: Tensor) -> Tensor:
@@ -207,7 +202,7 @@ def deployed(network: nn.Module, named: bool = False) -> Callable[[Tensor], Tens
 
     # A code object of its own for each network: torch.compile gives up on one that it has compiled too often.
     own = types.FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=NAMED_KERNELS if named else None)
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def _settle(network: nn.Module, images: Tensor) -> None:

@@ -46,7 +46,7 @@ def compare_networks(
     require_trainable(case, settings)
     _refuse(settings, device, case.dtype)
     run = Run(settings, device, tell, Unwatched())
-    networks = Networks(case, settings.seed, settings.breakdown)
+    networks = Networks(case, settings.seed)
     machine.set_threads(case.threads)
     load = machine.load()  # before our own work counts
     # First, and in as many processes as there are cores: what they compile, this process finds in torch's cache.
@@ -144,6 +144,7 @@ def _cpu_memory(run: Run, networks: Networks, settings: NetworkSettings) -> Mapp
     subjects = [each for each in settings.subjects(case.mode) if not _refusal(each, run.device.type, case.dtype)]
     slow = next(filter(None, map(_slow, subjects)), "")
     run.tell(f"measuring peak memory, each row in a process of its own{slow}")
+    subjects.sort(key=lambda each: each.regime is not Regime.COMPILED)  # what takes longest begins first
     jobs = [NetworkJob(subject, networks, settings.model(subject.model)) for subject in subjects]
     server.start(tuple({**dict.fromkeys(settings.backends), "compiled": None}))
     with run.phase("memory"):
