@@ -85,7 +85,9 @@ def compare_models(
     layout: Annotated[str, option("--layout", "Layout of images and weights.", *LAYOUTS)] = "channels_last",
     clock: options.Clock = "eager",
     cache: options.Cache = "hot",
-    budget: Annotated[float, option("--budget", "Measuring time for all networks.", metavar="SECONDS")] = 15.0,
+    budget: Annotated[
+        float, option("--budget", "Measuring time for all networks of a point.", metavar="SECONDS")
+    ] = 12.0,
     precision: options.Precision = 2.0,
     threads: Annotated[int | None, option("--threads", "CPU threads. [default: the usable cores]")] = None,
     seed: options.Seed = 0,
