@@ -2,9 +2,9 @@
 
 Rounding grows from layer to layer, and a rectifier whose input crosses zero flips a whole gradient. In float64 and
 float32 a wrong tap or border stands out all the same. In 16 bits it does not: the gradients of a RedNet-50 that is
-right differ from the reference by 0.6 of their size, and single ones by more than all of it. There the logits are
-compared, and each involution is run once more alone, on what it got in the network and with the gradient that it got
-there, where its rounding is its own.
+right differ from the reference by 0.6 of their size, and single ones by more than all of it; a wrong border changes
+logits by less than rounding may. There the logits are compared, and each involution of a network as built is run once
+more alone, on what it got in the network and with the gradient that it got there, where its rounding is its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from invbench.harness import subjects
 from invbench.harness.networks.build import Networks, Original
@@ -33,7 +35,10 @@ TOLERANCE = {"float64": 1e-8, "float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1
 GRADIENT_TOLERANCE = {"float64": 1e-6, "float32": 1e-1, "float16": 3e-1}  # that of float16 is for TF32
 NEGLIGIBLE = 1e-3
 ROUNDS_A_LOT = ("float16", "bfloat16")
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUTS = (
+    functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +61,21 @@ def check(
 
     results: what the step returned. known: references so far, by original; its rows share one. Up to
     ``CHECKED_IMAGES`` images are checked; a training step runs once more with so many, since its batch norms see the
-    whole batch, and without dropout, which is drawn at random.
+    whole batch, and without dropout, which is drawn at random. So does inference in 16 bits, to see its involutions.
     """
     case = networks.case
-    alone = case.mode is not Mode.FORWARD and case.dtype in ROUNDS_A_LOT
+    alone = case.dtype in ROUNDS_A_LOT
     count = min(case.N, CHECKED_IMAGES)
     if id(original) not in known:
         reference = networks.reference(original, count, Mode.FORWARD if alone else case.mode)
-        with _without_dropout(reference.function):
+        with _WithoutDropout():
             known[id(original)] = reference.results()
     layers: list[_Seen] = []
-    if case.mode is Mode.FORWARD:
+    as_built = isinstance(step.function, nn.Module)
+    if case.mode is Mode.FORWARD and not (alone and as_built):
         outputs = [results[0][:count]]
     else:
-        with _without_dropout(step.function), _watched(step.function if alone else None, layers):
+        with _WithoutDropout(), _watched(step.function if alone else None, layers):
             outputs = _first(step, count).results()
     whole = _worst(outputs[:1] if alone else outputs, known[id(original)], _precision(networks))
     return _most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
@@ -77,8 +83,7 @@ def check(
 
 def _first(step: Step, count: int) -> Step:
     """The step on its first images."""
-    assert step.grad_y is not None
-    images, grad_y = step.inputs[0][:count], step.grad_y[:count]
+    images, grad_y = step.inputs[0][:count], None if step.grad_y is None else step.grad_y[:count]
     return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
 
 
@@ -123,7 +128,7 @@ class _Seen:
 
     layer: Involution2d
     x: Tensor
-    grad_y: Tensor | None = None
+    grad_y: Tensor | None = None  # where nothing before it learns, none
 
 
 @contextlib.contextmanager
@@ -138,7 +143,8 @@ def _watched(function: object, seen: list[_Seen]) -> Iterator[None]:
         def keep(grad_y: Tensor) -> None:
             call.grad_y = grad_y.detach().clone()
 
-        y.register_hook(keep)
+        if y.requires_grad:
+            y.register_hook(keep)
 
     parts = list(function.modules()) if isinstance(function, nn.Module) else []
     handles = [part.register_forward_hook(after) for part in parts if isinstance(part, Involution2d)]
@@ -151,33 +157,33 @@ def _watched(function: object, seen: list[_Seen]) -> Iterator[None]:
 
 def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
     """One involution against the naive one in float64, on the same bits: y and all gradients."""
-    assert seen.grad_y is not None
     layer, reference = copy.deepcopy(seen.layer), copy.deepcopy(seen.layer)
     reference.backend = "naive"
     device = seen.x.device if seen.x.device.type == "cuda" else torch.device("cpu")
     reference = reference.to(device, torch.float64)
+    grad_y = None if seen.grad_y is None else seen.grad_y.to(device)
     outputs = _called(layer, seen.x, seen.grad_y, autocast)
-    references = _called(reference, seen.x.to(device, torch.float64), seen.grad_y.to(device), None)
+    references = _called(reference, seen.x.to(device, torch.float64), grad_y, None)
     y = Check(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
     differences = _gradients(outputs[1:], references[1:])
     return _most_used([y, *(Check(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
 
 
-def _called(layer: Involution2d, x: Tensor, grad_y: Tensor, autocast: torch.dtype | None) -> list[Tensor]:
+def _called(layer: Involution2d, x: Tensor, grad_y: Tensor | None, autocast: torch.dtype | None) -> list[Tensor]:
+    if grad_y is None:
+        return Step(Mode.FORWARD, layer, [x], autocast=autocast).results()
     x = x.detach().requires_grad_()
     differentiated = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
     return Step(Mode.TRAIN, layer, [x], differentiated, grad_y, autocast).results()
 
 
-@contextlib.contextmanager
-def _without_dropout(function: object) -> Iterator[None]:
-    """What is dropped is drawn at random, and by other numbers in another type."""
-    parts = function.modules() if isinstance(function, nn.Module) else ()
-    dropping = [part for part in parts if isinstance(part, DROPOUTS) and part.training]
-    for part in dropping:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part in dropping:
-            part.train()
+class _WithoutDropout(TorchFunctionMode):
+    """What is dropped is drawn at random, and by other numbers in another type: inside, modules and functions let all
+    through."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The first argument of what drops; anything else as it is."""
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
