@@ -484,6 +484,43 @@ def broken():
 class Two(nn.Module):
     def forward(self, x):
         return x, x
+
+def numbered():
+    return plain()
+
+numbered.counterpart = 5
+
+def lonely():
+    return plain()
+
+lonely.counterpart = "resnet51"
+
+def of_numbers():
+    return nn.Linear(10, 3)
+
+class Odd(nn.Module):
+    # One involution has two names, another is frozen with all before it; some things are no modules.
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.frozen, self.first = Involution2d(8, kernel_size=3), Involution2d(8, kernel_size=3)
+        self.second = self.first
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.frozen(self.norm(self.stem(x)))
+        x = nn.functional.dropout(x, 0.5, self.training)
+        x = self.second(self.first(x)) + torch.arange(x.shape[-1])
+        return self.last(x.mean((2, 3)))
+
+def odd():
+    network = Odd()
+    for part in (network.stem, network.frozen):
+        part.requires_grad_(False)
+    return network
 """
 
 
@@ -515,6 +552,8 @@ def test_a_users_network_is_measured_against_its_counterpart(mode: Mode, clock: 
         ("networks_of_tests:missing", "--models networks_of_tests:missing: it cannot be imported"),
         ("no_such_module:x", "it cannot be imported"),
         (":x", "--models takes package.module:factory"),
+        ("networks_of_tests:numbered", "its counterpart is a network of ours or package.module:factory: got 5"),
+        ("networks_of_tests:lonely", "its counterpart is a network of ours .* got 'resnet51'"),
     ],
 )
 def test_a_users_network_that_cannot_be_had_is_one_line(name: str, message: str) -> None:
@@ -529,6 +568,58 @@ def test_a_users_network_that_returns_two_tensors_is_a_row_with_its_reason(clock
     row = compare_networks(case, settings).results[0]
     assert row.status is Status.ERROR
     assert "a network returns one tensor: got tuple" in row.reason
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_users_network_that_takes_no_images_is_one_line_where_it_is_counted() -> None:
+    case, settings = complete(SMALL, replace(SETTINGS, models=("networks_of_tests:of_numbers",)), "cpu", 1)
+    with pytest.raises(InvbenchError, match="--models networks_of_tests:of_numbers: it cannot be counted on an image"):
+        count_networks(case, settings)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_users_network_may_be_odd(dtype: str, clock: FakeClock) -> None:
+    asked = NetworkSettings(("networks_of_tests:odd",), ("unfold",), budget=SHORT)
+    case, settings = complete(replace(SMALL, N=2, dtype=dtype, mode=Mode.TRAIN), asked, "cpu", 1)
+    for row in compare_networks(case, settings).results:
+        assert (row.status, row.reason) == (Status.OK, None), label(row)
+
+
+def test_involutions_of_several_names_are_free_under_all() -> None:
+    layer = Involution2d(8)
+    network = without_involutions(nn.ModuleDict({"first": layer, "second": layer}))
+    assert not any(isinstance(part, Involution2d) for part in network.modules())
+    assert isinstance(without_involutions(layer), nn.Identity)
+
+
+@pytest.mark.parametrize("wrong", ["tap", "group", "border"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inference_in_16_bits_shows_what_is_wrong(
+    wrong: str, autocast: bool, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aggregate(x: Tensor, weight: Tensor, spec: Any) -> Tensor:
+        if wrong == "border":
+            y = naive.aggregate(x, weight, spec).clone()
+            y[..., -1] *= spec.stride == 1
+            return y
+        changed = weight.flip(1) if wrong == "group" else weight.clone()
+        changed[:, :, 0] *= wrong != "tap"
+        return naive.aggregate(x, changed, spec)
+
+    monkeypatch.setattr(unfold, "aggregate", aggregate)
+    found = by_label(compare_networks(replace(SMALL, dtype="bfloat16", autocast=autocast), SETTINGS))
+    assert found[EAGER[0]].status is Status.MISMATCH
+
+
+def test_ctrl_c_while_memory_is_added_up_keeps_latencies(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "kept_bytes", stop)
+    found = compare_networks(replace(SMALL, N=2, mode=Mode.TRAIN), SETTINGS)
+    assert found.interrupted
+    assert all(row.latency is not None for row in found.results)
 
 
 # --- Autocast and memory ---

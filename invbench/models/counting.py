@@ -98,7 +98,7 @@ def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:
         if type(part) in WORK:
             part.register_forward_hook(note)
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):  # also for what a network makes while it runs
         y = shadow(torch.empty(1, channels, H, W, device="meta", dtype=dtype))
     if not isinstance(y, Tensor):
         raise InvbenchError(f"a network returns one tensor: got {type(y).__name__}; return the logits alone")

@@ -20,7 +20,7 @@ from invbench.harness.custom import resolve
 from invbench.harness.networks import TORCH, NetworkSubject
 from invbench.harness.settings import describe_failure
 from invbench.harness.steps import MEMORY_FORMATS, Step, random_normal
-from invbench.models import Model, create
+from invbench.models import SUBJECTS, Model, create
 from invbench.models.counting import Counts, count
 from invbench.models.folding import fold_batch_norm
 from invbench.models.residual import Bottleneck
@@ -162,6 +162,11 @@ def custom_model(name: str) -> Model:
     """
     factory = resolve(name, "--models")
     counterpart = getattr(factory, "counterpart", name)
+    if not (isinstance(counterpart, str) and (":" in counterpart or counterpart in SUBJECTS)):
+        raise InvbenchError(
+            f"--models {name}: its counterpart is a network of ours or package.module:factory: got {counterpart!r}; "
+            "try 'resnet50'"
+        )
     try:
         made = new(Model(name, "", "", "", {}, counterpart, False), 1)
     except InvbenchError:
@@ -183,13 +188,19 @@ def with_backend(network: nn.Module, backend: str) -> nn.Module:
 
 def without_involutions(network: nn.Module) -> nn.Module:
     """A copy with the cheapest thing of the right shape where each involution was."""
+    if isinstance(network, Involution2d):
+        return _cheapest(network)
     changed = copy.deepcopy(network)
-    for name, part in list(changed.named_modules()):
+    for name, part in list(changed.named_modules(remove_duplicate=False)):  # one layer may have several names
         if isinstance(part, Involution2d):
             parent, _, leaf = name.rpartition(".")
-            stride = part.spec.stride
-            setattr(changed.get_submodule(parent), leaf, Strided(stride) if stride > 1 else nn.Identity())
+            setattr(changed.get_submodule(parent), leaf, _cheapest(part))
     return changed
+
+
+def _cheapest(layer: Involution2d) -> nn.Module:
+    stride = layer.spec.stride
+    return Strided(stride) if stride > 1 else nn.Identity()
 
 
 def deployed(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -209,8 +220,9 @@ def _settle(network: nn.Module, images: Tensor) -> None:
     """Statistics of images in every norm, and blocks that add a little to their shortcut."""
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
         norm.reset_running_stats()
     for part in network.modules():
         if isinstance(part, Bottleneck):

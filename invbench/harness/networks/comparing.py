@@ -16,7 +16,7 @@ from invbench.harness.networks.breakdown import break_down, is_possible
 from invbench.harness.networks.build import NetworkJob, Networks, Original, custom_model, new
 from invbench.harness.networks.proving import check
 from invbench.harness.point import Point
-from invbench.harness.settings import Unwatched, check_clock
+from invbench.harness.settings import Unwatched, check_clock, describe_failure
 from invbench.harness.steps import Step
 from invbench.harness.timing import Arm, Run, algorithms_by_trying, measure_arms, with_warnings
 from invbench.models import Model
@@ -25,7 +25,7 @@ from invbench.ops import BACKENDS
 from invbench.ops.functional import choose_backend
 from invbench.results import Result, Status
 from invbench.results.quantities import Memory
-from invbench.spec import FREE, BackendUnavailableError, Mode, NetworkCase, Regime
+from invbench.spec import FREE, BackendUnavailableError, InvbenchError, Mode, NetworkCase, Regime
 from invbench.verdict.networks import with_network_ratios
 
 NetworkArm = Arm[NetworkSubject, Step]
@@ -60,8 +60,8 @@ def compare_networks(
         with run.phase("measure"):
             interrupted = measure_arms(run, arms, settings.baselines(case.mode))
         environment["floor"] = asdict(run.floor)
-        _fill_memory(run, arms, peaks_of)
         try:
+            _fill_memory(run, arms, peaks_of)
             if settings.breakdown and not interrupted:
                 _break_down(run, arms)
         except KeyboardInterrupt:  # the latencies are kept
@@ -79,7 +79,15 @@ def count_networks(case: NetworkCase, settings: NetworkSettings) -> Point:
             network = new(model, case.stem_kernel_size)
         backend = settings.backends[0] if model.has_involution else TORCH
         row = Result(name, backend, case, baseline=settings.baseline_of(name))
-        rows.append(_counted(row, model, count(network, case.H, case.W, model.images.channels)))
+        try:
+            counts = count(network, case.H, case.W, model.images.channels)
+        except Exception as error:
+            if model.suite or isinstance(error, InvbenchError):
+                raise
+            raise InvbenchError(
+                f"--models {name}: it cannot be counted on an image of {case.H}x{case.W} ({describe_failure(error)})"
+            ) from error
+        rows.append(_counted(row, model, counts))
     return Point(with_network_ratios(rows), {}, machine.fingerprint(torch.device("cpu")), False, {})
 
 
