@@ -136,3 +136,12 @@ def test_ctrl_c_ends_the_children(monkeypatch: pytest.MonkeyPatch) -> None:
         cpu_peaks([job(NAIVE, SMALL)], workers=1)
     assert not child._process.is_alive()
     assert not memory._children
+
+
+def test_without_the_fork_server_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> memory.Child:
+        raise EOFError  # which typer would take for Ctrl-C
+
+    monkeypatch.setattr(memory, "Child", gone)
+    job = memory.OperatorJob(Subject("unfold", "unfold"), Case(1, 4, 4, LayerSpec(4)), 0, "contiguous")
+    assert memory._peak_of(job) == memory.UNKNOWN

@@ -161,7 +161,7 @@ def _peak_of(job: Job[Any]) -> Memory:
         if child is None:
             child = _children[job.subject] = Child()
         found = child.peak(job)
-    except (OSError, RuntimeError, ValueError):  # no process can be had
+    except (EOFError, OSError, RuntimeError, ValueError):  # no process can be had
         return UNKNOWN
     if found is None:
         _children.pop(job.subject, child).kill()
