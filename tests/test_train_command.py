@@ -75,6 +75,8 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "data for digits": (["--data", "."], ["--data", "digits"]),
     "data nowhere": (["--data", "nowhere", "--data-set", "mnist"], ["--data", "nowhere"]),
     "data in a file": (["--data", __file__, "--data-set", "mnist"], ["--data", "folder"]),
+    "data of too long a name": (["--data", "d" * 300, "--data-set", "mnist"], ["--data", "File name too long"]),
+    "a file of too long a name": (["--output", f"{'o' * 300}.json"], ["--output", "File name too long"]),
     "unknown format": (["--format", "pdf"], ["--format", "pdf", "markdown"]),
     "unknown suffix": (["--output", "a.pdf"], ["--output", "a.pdf"]),
 }

@@ -508,6 +508,14 @@ def test_a_description_that_cannot_be_read_is_told(content: str, tmp_path: Path)
         trained(folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_networks_of_nobody_knows_what_are_refused(resume: bool, tmp_path: Path) -> None:
+    trained(folder=tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InvbenchError, match=r"lacks run\.json.*; delete them to train from the beginning"):
+        trained(folder=tmp_path, resume=resume)
+
+
 def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     trained(folder=tmp_path)
     torch.save({"network": Path, "optimizer": {}, "history": [1]}, tmp_path / "mnist-conv-torch-seed-0.pt")
@@ -540,6 +548,19 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_was_there(
     resumed = trained(folder=tmp_path, resume=True, watcher=log).results
     assert len(log.epochs) == 3
     assert [learned(row) for row in resumed] == [learned(row) for row in trained().results]
+
+
+def test_a_file_that_does_not_fit_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = checkpoints.Checkpoints(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InvbenchError, match=r"cannot be written \(File too large\)"):
+            folder.save(CONV, 0, {"network": torch.zeros(50_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 # --- On a GPU, and as if on one ---

@@ -22,6 +22,7 @@ from invbench.spec import LAYOUTS, InvbenchError, TrainingCase
 from invbench.training import BATCHES, DTYPES, EPOCHS, PAIRS, TrainSettings, baseline_of
 from invbench.training.checkpoints import require_folder
 from invbench.training.data_sets import DATA_SETS, load
+from invbench.training.files import require_data
 from invbench.verdict import exit_code
 
 
@@ -103,8 +104,10 @@ def train(
         raise InvbenchError("--resume goes on from a folder: got no --checkpoint; add --checkpoint DIR")
     if checkpoint is not None:
         require_folder(checkpoint, resume)
-    if data is not None and (images.files is None or not data.is_dir()):
+    if data is not None and images.files is None:
         load(data_set, data, lambda _: None)  # which says what is wrong
+    elif data is not None:
+        require_data(data)
     file_format = options.file_format(file, format_name)
     keep_quiet()
     try:

@@ -12,12 +12,12 @@ from invbench.spec import InvbenchError
 
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, leaving nothing behind."""
-    if path.is_dir():
-        raise InvbenchError(f"--output takes a file: got the folder {str(path)!r}; add a file name")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise InvbenchError(f"--output {str(path)!r}: the folder {str(folder)!r} does not exist; create it first")
     try:
+        if path.is_dir():
+            raise InvbenchError(f"--output takes a file: got the folder {str(path)!r}; add a file name")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise InvbenchError(f"--output {str(path)!r}: the folder {str(folder)!r} does not exist; create it first")
         if path.exists():
             with path.open("ab"):
                 pass

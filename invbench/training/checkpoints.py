@@ -8,6 +8,7 @@ Whatever ends a training, each file is there as it was before or after an epoch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,12 @@ class Checkpoints:
         """Write where a network is; when this returns it is on disk."""
         import torch
 
-        self._replace(self._path(subject, seed), lambda file: torch.save(dict(state), file))
+        def write(file: BinaryIO) -> None:
+            packed = io.BytesIO()  # torch writing to a full disk says where in its own code it failed, and not why
+            torch.save(dict(state), packed)
+            file.write(packed.getbuffer())
+
+        self._replace(self._path(subject, seed), write)
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Write what is trained."""
@@ -86,9 +92,15 @@ class Checkpoints:
         self._replace(self.folder / RUN, lambda file: file.write(f"{text}\n".encode()))
 
     def require_same(self, run: Mapping[str, Any]) -> bool:
-        """Whether the folder has a training; InvbenchError, saying what differs, where it is another than this."""
+        """Whether the folder has a training; InvbenchError, saying what differs, where it is another than this, and
+        where nobody knows which it is."""
         path = self.folder / RUN
         if not path.exists():
+            if any(self.folder.glob("*-seed-*.pt")):
+                raise InvbenchError(
+                    f"--checkpoint {str(self.folder)!r} has networks (*.pt) and lacks {RUN}, which says how they were "
+                    "trained; delete them to train from the beginning, or choose another folder"
+                )
             return False
         try:
             found = json.loads(path.read_text())
@@ -130,7 +142,7 @@ class Checkpoints:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
                 raise
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        except OSError as error:
             raise CheckpointError(
                 f"--checkpoint {str(self.folder)!r}: {path.name} cannot be written ({_reason(error)}); what was there "
                 "before is kept: free some space, and run the same command with --resume"

@@ -60,7 +60,7 @@ class Files:
         Raises InvbenchError: a missing or unwritable folder, a wrong checksum, a broken archive, no network.
         """
         try:
-            folder = _default_folder() if folder is None else _existing(folder)
+            folder = _default_folder() if folder is None else require_data(folder)
             places = [folder / place for place in self.places]
             form = next((form for form in self.forms if not _missing(form, places)), self.forms[0])
             if missing := _missing(form, places):
@@ -83,10 +83,17 @@ def _default_folder() -> Path:
         ) from error
 
 
-def _existing(folder: Path) -> Path:
-    if folder.is_file():
+def require_data(folder: Path) -> Path:
+    """The user's folder. Raises InvbenchError if there is none."""
+    try:
+        is_file, is_folder = folder.is_file(), folder.is_dir()
+    except OSError as error:
+        raise InvbenchError(
+            f"--data {folder} cannot be looked into: {_reason(error)}; make it readable, or pass another --data DIR"
+        ) from error
+    if is_file:
         raise InvbenchError(f"--data must be a folder: got the file {folder}; pass the folder that it is in")
-    if not folder.is_dir():
+    if not is_folder:
         raise InvbenchError(
             f"--data must be a folder that is there: got {folder}; make it (mkdir -p {folder}), and what it lacks is "
             f"downloaded into it"
