@@ -125,7 +125,7 @@ def test_a_run(images: None, tmp_path: Path, capsys: Any) -> None:
         assert row["accuracy"]["median"] == sum(row["accuracy"]["values"]) / 2
         assert row["step_time"]["pairs"] == 4
         assert row["params_trainable"] > 0
-        assert (row["published"], row["case"]["data_set"], row["case"]["epochs"]) == (None, "digits", 2)
+        assert (row["case"]["data_set"], row["case"]["epochs"]) == ("digits", 2)
     assert (document["baseline"], document["interrupted"]) == ("mnist-conv", False)
     assert document["settings"] == {
         "pairs": ["report", "params"], "backends": ["unfold"], "asked_for": ["unfold"], "seeds": 2, "seed": 5,

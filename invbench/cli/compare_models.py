@@ -17,7 +17,7 @@ from invbench.harness.blocks import Budget
 from invbench.harness.networks import NetworkSettings, points_of, require_trainable
 from invbench.models import SUBJECTS, SUITES, require_model
 from invbench.ops import BACKENDS
-from invbench.report import FORMATS, output
+from invbench.report import FORMATS
 from invbench.report.progress import Teller, progress
 from invbench.results import ResultSet
 from invbench.spec import CACHES, CLOCKS, DTYPES, LAYOUTS, InvbenchError, Mode, NetworkCase
@@ -139,11 +139,7 @@ def compare_models(
             results = _measured(points, static, tell, options.command_line(file))
     except KeyboardInterrupt as stop:
         raise options.Interrupted("interrupted before anything was measured") from stop
-    try:  # whichever of the two cannot be written, the other is
-        if file is not None:
-            output.write(file, FORMATS[file_format](results))
-    finally:
-        output.show(FORMATS[format_name or "table"](results))
+    options.hand_over(results, format_name, file, file_format)
     return 130 if results.interrupted else exit_code(results.results, asked_for=settings.asked_for)
 
 

@@ -14,7 +14,7 @@ from invbench.harness import keep_quiet, server
 from invbench.harness.blocks import Budget
 from invbench.harness.settings import Settings
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
-from invbench.report import FORMATS, output
+from invbench.report import FORMATS
 from invbench.report.progress import progress
 from invbench.results import ResultSet
 from invbench.spec import (
@@ -113,11 +113,7 @@ def op(
         tool_version=__version__, environment=measured.environment, settings=asdict(settings), peaks=measured.peaks,
         baseline=settings.baseline, interrupted=measured.interrupted,
     )  # fmt: skip
-    try:  # whichever of the two cannot be written, the other is
-        if file is not None:
-            output.write(file, FORMATS[file_format](results))
-    finally:
-        output.show(FORMATS[format_name or "table"](results))
+    options.hand_over(results, format_name, file, file_format)
     return 130 if results.interrupted else exit_code(results.results, asked_for=backend or ())
 
 

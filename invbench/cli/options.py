@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from invbench.report import FORMATS, format_for, output
+from invbench.results import ResultSet
 from invbench.spec import CACHES, CLOCKS, InvbenchError, require_choice
 from invbench.study.grid import parse_axis
 
@@ -66,6 +67,15 @@ def file_format(file: Path | None, format_name: str | None) -> str:
     found = format_name or format_for(file)
     output.check_writable(file)
     return found
+
+
+def hand_over(results: ResultSet, format_name: str | None, file: Path | None, file_format: str) -> None:
+    """Results to standard output and to ``--output``; whichever of the two cannot be written, the other is."""
+    try:
+        if file is not None:
+            output.write(file, FORMATS[file_format](results))
+    finally:
+        output.show(FORMATS[format_name or "table"](results))
 
 
 def command_line(*files: Path | None) -> str:

@@ -193,12 +193,8 @@ def sweep(
         interrupted = _run(runner, shuffled(tasks, seed) if shuffle else tasks, worker, tell)
         entries = [kept.entries[task.key] for task in tasks if task.key in kept.entries]
         results = document(entries, header, {**header.machines}, interrupted)
-    try:  # whichever of the two cannot be written, the other is
-        if file is not None and entries:
-            output.write(file, FORMATS[file_format](results))
-    finally:
-        if entries:
-            output.show(FORMATS[format_name or "table"](results))
+    if entries:
+        options.hand_over(results, format_name, file, file_format)
     if interrupted:
         raise options.Interrupted(
             f"interrupted: {len(entries)} of {len(tasks)} points are in {path}; go on with: {_resuming()}"

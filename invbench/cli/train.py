@@ -15,7 +15,7 @@ from invbench.cli.interrupts import held_back
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.ops import BACKENDS
-from invbench.report import FORMATS, output
+from invbench.report import FORMATS
 from invbench.report.bars import TrainingTeller, training_progress
 from invbench.results import ResultSet
 from invbench.spec import LAYOUTS, InvbenchError, TrainingCase
@@ -115,11 +115,7 @@ def train(
             results = _trained(case, settings, _Given(device, threads, data, checkpoint, resume, file), tell)
     except KeyboardInterrupt as stop:
         raise options.Interrupted(f"interrupted before an epoch was trained{_how_to_go_on(checkpoint)}") from stop
-    try:  # whichever of the two cannot be written, the other is
-        if file is not None:
-            output.write(file, FORMATS[file_format](results))
-    finally:
-        output.show(FORMATS[format_name or "table"](results))
+    options.hand_over(results, format_name, file, file_format)
     if results.interrupted:
         raise options.Interrupted(
             f"interrupted: {_epochs_of(results, case, settings)} are trained{_how_to_go_on(checkpoint)}"

@@ -26,7 +26,7 @@ from invbench.ops import BACKENDS
 from invbench.ops.functional import choose_backend
 from invbench.results import Result, machine_class
 from invbench.spec import BackendUnavailableError, InvbenchError, TrainingCase
-from invbench.training import TrainingSubject, TrainSettings, Unwatched, Watcher, baseline_of, family_of
+from invbench.training import TrainingSubject, TrainSettings, Unwatched, Watcher, baseline_of
 from invbench.training.checkpoints import CheckpointError, open_checkpoints
 from invbench.training.data_sets import Images
 from invbench.training.learning import Data, Epoch, Learner, history_of
@@ -117,8 +117,8 @@ def _refuse(case: TrainingCase, settings: TrainSettings, images: Images) -> None
 
 
 def _blank(subject: TrainingSubject, case: TrainingCase) -> Result:
-    """The row before anything is known, but for what others say of the network on the same images."""
-    published = SUBJECTS[subject.model].published if family_of(case.data_set) == case.data_set else None
+    """The row before anything is known, but for what others say of the network, which also tells on which images."""
+    published = SUBJECTS[subject.model].published
     return Result(
         subject.model, subject.backend, case, pair=subject.pair, baseline=baseline_of(case.data_set),
         published=asdict(published) if published else None,

@@ -24,7 +24,7 @@ from invbench.harness import subjects
 from invbench.harness.networks.build import Networks, Original
 from invbench.harness.steps import Step, largest_difference, norm_difference
 from invbench.ops import Involution2d
-from invbench.spec import Mode
+from invbench.spec import Mode, NetworkCase, TrainingCase
 
 CHECKED_IMAGES = 4
 
@@ -77,8 +77,8 @@ def check(
     else:
         with _WithoutDropout(), _watched(step.function if alone else None, layers):
             outputs = _first(step, count).results()
-    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], _precision(networks))
-    return _most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
+    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], precision_of(networks.case))
+    return most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
 
 
 def _first(step: Step, count: int) -> Step:
@@ -87,20 +87,20 @@ def _first(step: Step, count: int) -> Step:
     return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
 
 
-def _precision(networks: Networks) -> str:
+def precision_of(case: NetworkCase | TrainingCase) -> str:
     """cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
-    on_cuda = torch.device(networks.case.device).type == "cuda"
-    tf32 = on_cuda and networks.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
-    return "float16" if tf32 else networks.case.dtype
+    on_cuda = torch.device(case.device).type == "cuda"
+    tf32 = on_cuda and case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+    return "float16" if tf32 else case.dtype
 
 
 def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Check:
     logits = Check(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
-    differences = _gradients(outputs[1:], references[1:])
-    return _most_used([logits, *(Check(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
+    differences = gradient_differences(outputs[1:], references[1:])
+    return most_used([logits, *(Check(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
 
 
-def _gradients(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
+def gradient_differences(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
     """The differences of gradients in Euclidean norm, each as a share of the reference's norm.
 
     A bias before a batch norm has no gradient but rounding: where the numbers of one are below ``NEGLIGIBLE`` of the
@@ -113,7 +113,7 @@ def _gradients(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Itera
         yield share * size / least if 0 < size < least else share
 
 
-def _most_used(checks: Sequence[Check]) -> Check:
+def most_used(checks: Sequence[Check]) -> Check:
     """The first that is too large or NaN, or else the one that is nearest to it."""
     failed = next((check for check in checks if not check.is_close), None)
     return failed or max(checks, key=lambda check: check.relative / check.tolerance)
@@ -165,8 +165,8 @@ def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
     outputs = _called(layer, seen.x, seen.grad_y, autocast)
     references = _called(reference, seen.x.to(device, torch.float64), grad_y, None)
     y = Check(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
-    differences = _gradients(outputs[1:], references[1:])
-    return _most_used([y, *(Check(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
+    differences = gradient_differences(outputs[1:], references[1:])
+    return most_used([y, *(Check(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
 
 
 def _called(layer: Involution2d, x: Tensor, grad_y: Tensor | None, autocast: torch.dtype | None) -> list[Tensor]:
