@@ -609,3 +609,10 @@ def test_on_a_gpu(tmp_path: Path) -> None:
         assert (row.memory.peak or 0) > (row.memory.kept or 0) / 2 > 0
         assert row.training is not None
         assert len(row.training.final) == 1
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InvbenchError, match=r"has other files, such as 'thesis.txt'; choose an empty folder"):
+        trained(folder=tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) in (["thesis.txt"], [".lock", "thesis.txt"])

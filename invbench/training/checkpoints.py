@@ -101,6 +101,12 @@ class Checkpoints:
                     f"--checkpoint {str(self.folder)!r} has networks (*.pt) and lacks {RUN}, which says how they were "
                     "trained; delete them to train from the beginning, or choose another folder"
                 )
+            others = sorted(each.name for each in self.folder.iterdir() if not _is_ours(each.name))
+            if others:  # also the folder that one is in, for an option that is empty
+                raise InvbenchError(
+                    f"--checkpoint {str(self.folder)!r} has other files, such as {others[0]!r}; choose an empty folder, "
+                    "or the name of a new one"
+                )
             return False
         try:
             found = json.loads(path.read_text())
@@ -176,6 +182,11 @@ def open_checkpoints(folder: Path, resume: bool, run: Mapping[str, Any]) -> Iter
         yield checkpoints
     finally:
         lock.release()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file is the lock, or was never finished."""
+    return name == ".lock" or name.endswith(".part")
 
 
 def _short(value: object) -> str:
