@@ -25,6 +25,12 @@ def test_table_is_rendered_from_a_committed_result() -> None:
         assert text.strip() == FORMATS["markdown"](stored).strip(), f"render {path} into README.md again"
 
 
+def test_the_table_of_trained_networks_is_rendered_from_a_committed_result() -> None:
+    path, table = re.search(r"<!-- trained: (\S+) -->\n(.*?)\n<!-- end of trained -->", README, re.DOTALL).groups()
+    stored = ResultSet.from_json((ROOT / path).read_text(encoding="utf-8"))
+    assert table in FORMATS["markdown"](stored), f"render {path} into README.md again"
+
+
 def test_compiled_figures_are_those_of_the_committed_file() -> None:
     path = re.search(r"<!-- compiled: (\S+) -->", README)[1]
     rows = [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]

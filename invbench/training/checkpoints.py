@@ -104,8 +104,8 @@ class Checkpoints:
             others = sorted(each.name for each in self.folder.iterdir() if not _is_ours(each.name))
             if others:  # also the folder that one is in, for an option that is empty
                 raise InvbenchError(
-                    f"--checkpoint {str(self.folder)!r} has other files, such as {others[0]!r}; choose an empty folder, "
-                    "or the name of a new one"
+                    f"--checkpoint {str(self.folder)!r} has other files, such as {others[0]!r}; choose an empty "
+                    "folder, or the name of a new one"
                 )
             return False
         try:
