@@ -87,7 +87,7 @@ def compare_models(
     cache: options.Cache = "hot",
     budget: Annotated[
         float, option("--budget", "Measuring time for all networks of a point.", metavar="SECONDS")
-    ] = 10.0,
+    ] = 8.0,
     precision: options.Precision = 2.0,
     threads: Annotated[int | None, option("--threads", "CPU threads. [default: the usable cores]")] = None,
     seed: options.Seed = 0,
