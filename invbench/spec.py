@@ -215,14 +215,12 @@ class NetworkCase:
 
     def to_dict(self) -> dict[str, Any]:
         """The flat form of the result document."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**{name: str(v) if isinstance(v, StrEnum) else v for name, v in own.items()}, "scope": NETWORK}
+        return _flat(self)
 
     @classmethod
     def from_dict(cls, flat: dict[str, Any]) -> NetworkCase:
         """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
-        found = _fields_of(cls, {"autocast": False, **flat})  # which documents before it was one do not have
-        return cls(**{**found, "mode": Mode(found["mode"])})
+        return cls(**_fields_of(cls, {"autocast": False, **flat}))  # which documents before it was one do not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +251,12 @@ class TrainingCase:
 
     def to_dict(self) -> dict[str, Any]:
         """The flat form of the result document."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**{name: str(v) if isinstance(v, StrEnum) else v for name, v in own.items()}, "scope": TRAINING}
+        return _flat(self)
 
     @classmethod
     def from_dict(cls, flat: dict[str, Any]) -> TrainingCase:
         """The inverse of ``to_dict``; raises InvbenchError if a field is missing."""
-        found = _fields_of(cls, flat)
-        return cls(**{**found, "mode": Mode(found["mode"])})
+        return cls(**_fields_of(cls, flat))
 
 
 AnyCase = Case | NetworkCase | TrainingCase
@@ -272,12 +268,17 @@ def case_from_dict(flat: dict[str, Any]) -> AnyCase:
     return kinds.get(flat.get("scope"), Case).from_dict(flat)
 
 
+def _flat(case: NetworkCase | TrainingCase) -> dict[str, Any]:
+    own = {f.name: getattr(case, f.name) for f in fields(case)}
+    return {**{name: str(v) if isinstance(v, StrEnum) else v for name, v in own.items()}, "scope": case.scope}
+
+
 def _fields_of(case: type[NetworkCase | TrainingCase], flat: dict[str, Any]) -> dict[str, Any]:
     names = [f.name for f in fields(case)]
     missing = [name for name in names if name not in flat]
     if missing:
         raise InvbenchError(f"a case needs every one of its fields: got none for {', '.join(missing)}; add them")
-    return {name: flat[name] for name in names}
+    return {**{name: flat[name] for name in names}, "mode": Mode(flat["mode"])}
 
 
 CASE_FIELDS = (

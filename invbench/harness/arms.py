@@ -14,7 +14,8 @@ from invbench.cost import held_bytes
 from invbench.harness import machine
 from invbench.harness.blocks import Sampler
 from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
-from invbench.harness.subjects import Agreement, Runnable, check
+from invbench.harness.steps import Agreement
+from invbench.harness.subjects import Runnable, check
 from invbench.harness.timing import Arm
 from invbench.ops import BACKENDS
 from invbench.results import Status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,6 +97,36 @@ def random_normal(
     generator = torch.Generator(device).manual_seed(seed)
     values = torch.randn(size, generator=generator, device=device)
     return values.to(getattr(torch, dtype)).contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The largest difference from the reference, relative to its largest value or its norm, and what it may be."""
+
+    relative: float
+    tolerance: float
+
+    @property
+    def share(self) -> float:
+        """The part of the tolerance that is used."""
+        return self.relative / self.tolerance
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the subject may be timed; never if anything is NaN."""
+        return self.relative <= self.tolerance
+
+
+def reference_device(device: str) -> str:
+    """Where the float64 reference of what runs on a device is computed: only CUDA is known to have that type."""
+    return device if torch.device(device).type == "cuda" else "cpu"
+
+
+def precision_of(device: str, dtype: str) -> str:
+    """The type whose tolerances hold where there are convolutions: cuDNN may round the inputs of float32 ones to TF32's
+    ten bits, as PyTorch allows by default."""
+    on_cuda = torch.device(device).type == "cuda"
+    return "float16" if on_cuda and dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
 
 
 def largest_difference(output: Tensor, reference: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from invbench.harness.custom import resolve
 from invbench.harness.settings import INVOLUTION, Subject
-from invbench.harness.steps import MEMORY_FORMATS, Step, largest_difference, norm_difference, random_normal
+from invbench.harness.steps import (
+    MEMORY_FORMATS,
+    Agreement,
+    Step,
+    largest_difference,
+    norm_difference,
+    precision_of,
+    random_normal,
+    reference_device,
+)
 from invbench.ops import Involution2d, involution2d
 from invbench.spec import Case, InvbenchError, LayerSpec, Mode, Scope
 
@@ -115,24 +124,6 @@ class Runnable(Step):
         return module.to(**where).train(self.case.mode is not Mode.FORWARD)
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """The largest difference from the reference, relative to its largest value or its norm, and what it may be."""
-
-    relative: float
-    tolerance: float
-
-    @property
-    def share(self) -> float:
-        """The part of the tolerance that is used."""
-        return self.relative / self.tolerance
-
-    @property
-    def is_close(self) -> bool:
-        """Whether the subject may be timed; never if anything is NaN."""
-        return self.relative <= self.tolerance
-
-
 def check(
     runnable: Runnable, references: dict[str, list[Tensor]], results: list[Tensor] | None = None
 ) -> Agreement | None:
@@ -154,7 +145,7 @@ def check(
                 raise
             return None
     has_kinks = runnable.module is not None and runnable.subject.name == INVOLUTION
-    precision = "float16" if _computes_in_tf32(runnable) else case.dtype
+    precision = precision_of(case.device, case.dtype) if runnable.module is not None else case.dtype
     worst = Agreement(0.0, TOLERANCE[precision])
     for index, (output, reference) in enumerate(zip(outputs, references[runnable.subject.name], strict=True)):
         if output.shape != reference.shape:
@@ -181,8 +172,7 @@ def _checked_images(runnable: Runnable) -> Tensor:
 
 def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
     """The same operator on the same bits in float64, by the naive backend or torch's own convolution."""
-    # Only CUDA is known to have float64 on the device.
-    device = runnable.case.device if torch.device(runnable.case.device).type == "cuda" else "cpu"
+    device = reference_device(runnable.case.device)
     reference = copy.copy(runnable)
     reference.inputs = [tensor.detach()[images].to(device, torch.float64) for tensor in runnable.inputs]
     if runnable.module is None:
@@ -201,13 +191,6 @@ def _reference(runnable: Runnable, images: Tensor) -> list[Tensor]:
         parameters = [] if reference.module is None else _parameters(reference.module)
         reference.differentiated = [*reference.inputs, *parameters]
     return [tensor.detach() for tensor in reference.results()]
-
-
-def _computes_in_tf32(runnable: Runnable) -> bool:
-    """Whether cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
-    on_cuda = torch.device(runnable.case.device).type == "cuda"
-    convolves = runnable.module is not None
-    return on_cuda and convolves and runnable.case.dtype == "float32" and torch.backends.cudnn.allow_tf32
 
 
 def _aggregate(case: Case, backend: str) -> Callable[..., Tensor]:

@@ -11,36 +11,33 @@ from invbench.harness.networks.proving import (
     CHECKED_IMAGES,
     GRADIENT_TOLERANCE,
     TOLERANCE,
-    Check,
     gradient_differences,
     most_used,
-    precision_of,
 )
-from invbench.harness.steps import largest_difference
+from invbench.harness.steps import Agreement, largest_difference, precision_of, reference_device
 from invbench.spec import TrainingCase
 from invbench.training import TrainingSubject
 from invbench.training.learning import build, random_batch, seed_of
 
 
-def check(subject: TrainingSubject, case: TrainingCase, seed: int) -> Check:
+def check(subject: TrainingSubject, case: TrainingCase, seed: int) -> Agreement:
     """Compare a training step with the float64 reference by the naive backend, and then inference.
 
     Of some random images: the logits and all gradients of the loss, with batch norms that see the batch and without
     dropout, and the logits of the same images with what the batch norms have learned.
     """
     network = build(subject.model, subject.backend, case, seed)
-    # Only CUDA is known to have float64 on the device.
-    place = case.device if torch.device(case.device).type == "cuda" else "cpu"
+    place = reference_device(case.device)
     reference = with_backend(network, "naive").to(place, torch.float64)
     x, y = random_batch(case, subject.model, min(case.N, CHECKED_IMAGES), seed_of("check", seed))
     expected = _step(reference, x.to(place, torch.float64), y.to(place))
     found = _step(network, x, y)
-    precision = precision_of(case)
+    precision = precision_of(case.device, case.dtype)
     logits = (largest_difference(a, b) for a, b in zip(found[:2], expected[:2], strict=True))
     gradients = gradient_differences(found[2:], expected[2:])
     return most_used([
-        *(Check(each, TOLERANCE[precision]) for each in logits),
-        *(Check(each, GRADIENT_TOLERANCE[precision]) for each in gradients),
+        *(Agreement(each, TOLERANCE[precision]) for each in logits),
+        *(Agreement(each, GRADIENT_TOLERANCE[precision]) for each in gradients),
     ])  # fmt: skip
 
 

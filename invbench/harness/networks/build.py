@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from invbench.harness.custom import resolve
 from invbench.harness.networks import TORCH, NetworkSubject
 from invbench.harness.settings import describe_failure
-from invbench.harness.steps import MEMORY_FORMATS, Step, random_normal
+from invbench.harness.steps import MEMORY_FORMATS, Step, random_normal, reference_device
 from invbench.models import SUBJECTS, Model, create
 from invbench.models.counting import Counts, count
 from invbench.models.folding import fold_batch_norm
@@ -89,8 +89,7 @@ class Networks:
 
     def reference(self, original: Original, count: int, mode: Mode) -> Step:
         """The same network on the first images, by the naive backend in float64."""
-        # Only CUDA is known to have float64 on the device.
-        device = self.case.device if torch.device(self.case.device).type == "cuda" else "cpu"
+        device = reference_device(self.case.device)
         network = with_backend(original.network, "naive").to(device, torch.float64)
         step = self._step(original, network, network, count, "float64", device)
         return step if mode is self.case.mode else Step(mode, network, step.inputs)
@@ -167,14 +166,14 @@ def custom_model(name: str) -> Model:
             f"--models {name}: its counterpart is a network of ours or package.module:factory: got {counterpart!r}; "
             "try 'resnet50'"
         )
+    model = Model(name, "", "", "", {}, counterpart, False)
     try:
-        made = new(Model(name, "", "", "", {}, counterpart, False), 1)
+        made = new(model, 1)
     except InvbenchError:
         raise
     except Exception as error:
         raise InvbenchError(f"--models {name}: it cannot be made ({describe_failure(error)})") from error
-    involves = any(isinstance(part, Involution2d) for part in made.modules())
-    return Model(name, "", "", "", {}, counterpart, involves)
+    return replace(model, has_involution=any(isinstance(part, Involution2d) for part in made.modules()))
 
 
 def with_backend(network: nn.Module, backend: str) -> nn.Module:

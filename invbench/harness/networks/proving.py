@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from invbench.harness import subjects
 from invbench.harness.networks.build import Networks, Original
-from invbench.harness.steps import Step, largest_difference, norm_difference
+from invbench.harness.steps import Agreement, Step, largest_difference, norm_difference, precision_of
 from invbench.ops import Involution2d
-from invbench.spec import Mode, NetworkCase, TrainingCase
+from invbench.spec import Mode
 
 CHECKED_IMAGES = 4
 
@@ -41,22 +41,9 @@ DROPOUTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The difference from the reference that uses most of its tolerance."""
-
-    relative: float
-    tolerance: float
-
-    @property
-    def is_close(self) -> bool:
-        """Whether the network may be timed; never if anything is NaN."""
-        return self.relative <= self.tolerance
-
-
 def check(
     networks: Networks, original: Original, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]
-) -> Check:
+) -> Agreement:
     """Compare logits and, where they are timed, all gradients with the float64 reference by the naive backend.
 
     results: what the step returned. known: references so far, by original; its rows share one. Up to
@@ -77,7 +64,7 @@ def check(
     else:
         with _WithoutDropout(), _watched(step.function if alone else None, layers):
             outputs = _first(step, count).results()
-    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], precision_of(networks.case))
+    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], precision_of(case.device, case.dtype))
     return most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
 
 
@@ -87,17 +74,10 @@ def _first(step: Step, count: int) -> Step:
     return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
 
 
-def precision_of(case: NetworkCase | TrainingCase) -> str:
-    """cuDNN may round the inputs of a float32 convolution to TF32's ten bits, as PyTorch allows by default."""
-    on_cuda = torch.device(case.device).type == "cuda"
-    tf32 = on_cuda and case.dtype == "float32" and torch.backends.cudnn.allow_tf32
-    return "float16" if tf32 else case.dtype
-
-
-def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Check:
-    logits = Check(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
+def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Agreement:
+    logits = Agreement(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
     differences = gradient_differences(outputs[1:], references[1:])
-    return most_used([logits, *(Check(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
+    return most_used([logits, *(Agreement(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
 
 
 def gradient_differences(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
@@ -113,10 +93,10 @@ def gradient_differences(outputs: Sequence[Tensor], references: Sequence[Tensor]
         yield share * size / least if 0 < size < least else share
 
 
-def most_used(checks: Sequence[Check]) -> Check:
+def most_used(checks: Sequence[Agreement]) -> Agreement:
     """The first that is too large or NaN, or else the one that is nearest to it."""
     failed = next((check for check in checks if not check.is_close), None)
-    return failed or max(checks, key=lambda check: check.relative / check.tolerance)
+    return failed or max(checks, key=lambda check: check.share)
 
 
 # --- Each involution by itself ---
@@ -155,7 +135,7 @@ def _watched(function: object, seen: list[_Seen]) -> Iterator[None]:
             handle.remove()
 
 
-def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
+def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Agreement:
     """One involution against the naive one in float64, on the same bits: y and all gradients."""
     layer, reference = copy.deepcopy(seen.layer), copy.deepcopy(seen.layer)
     reference.backend = "naive"
@@ -164,9 +144,9 @@ def _layer(seen: _Seen, autocast: torch.dtype | None, dtype: str) -> Check:
     grad_y = None if seen.grad_y is None else seen.grad_y.to(device)
     outputs = _called(layer, seen.x, seen.grad_y, autocast)
     references = _called(reference, seen.x.to(device, torch.float64), grad_y, None)
-    y = Check(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
+    y = Agreement(largest_difference(outputs[0], references[0]), subjects.TOLERANCE[dtype])
     differences = gradient_differences(outputs[1:], references[1:])
-    return most_used([y, *(Check(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
+    return most_used([y, *(Agreement(each, subjects.TOLERANCE_OVER_KINKS[dtype]) for each in differences)])
 
 
 def _called(layer: Involution2d, x: Tensor, grad_y: Tensor | None, autocast: torch.dtype | None) -> list[Tensor]:
