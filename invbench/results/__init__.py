@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from invbench.results.check import Check
 from invbench.results.row import Result as Result
 from invbench.results.row import Status as Status
 from invbench.spec import AnyCase, Case, InvbenchError, NetworkCase, TrainingCase
@@ -22,7 +23,8 @@ class ResultSet:
 
     environment: the machine's fingerprint. settings: how it was measured. peaks: ``matmul_flop_per_s`` and
     ``copy_bytes_per_s`` of the same run. interrupted: the run was stopped, and holds what was measured until then.
-    machines: where the rows come from several machines, the fingerprint of each, by ``machine_class``.
+    machines: where the rows come from several machines, the fingerprint of each, by ``machine_class``. checks: of
+    ``invbench check``, whose document has no rows.
     """
 
     results: tuple[Result, ...]
@@ -35,6 +37,7 @@ class ResultSet:
     baseline: str | None = None
     interrupted: bool = False
     machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
 
     def points(self) -> list[tuple[Result, ...]]:
         """The rows of each point that was measured in one go: same case, machine, baseline and run, in order.
@@ -109,6 +112,7 @@ class ResultSet:
             peaks=first.peaks if all(each.peaks == first.peaks for each in sets) else None,
             baseline=first.baseline if len(baselines) == 1 else None,
             interrupted=any(each.interrupted for each in sets), machines=machines if len(machines) > 1 else {},
+            checks=tuple(check for each in sets for check in each.checks),
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -125,6 +129,7 @@ class ResultSet:
             "interrupted": self.interrupted,
             **({"machines": {name: dict(found) for name, found in self.machines.items()}} if self.machines else {}),
             "results": [result.to_dict() for result in self.results],
+            **({"checks": [check.to_dict() for check in self.checks]} if self.checks else {}),
         }
         return json.dumps(document, indent=1, allow_nan=False)
 
@@ -150,6 +155,7 @@ class ResultSet:
                 tool_version=document["tool"]["version"],
                 interrupted=document.get("interrupted", False),
                 machines=document.get("machines", {}),
+                checks=tuple(map(Check.from_dict, document.get("checks", ()))),
                 **{
                     name: document[name]
                     for name in ("command", "created", "environment", "settings", "peaks", "baseline")

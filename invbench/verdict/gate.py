@@ -1,0 +1,215 @@
+"""Whether head is slower than base: what a check's quads say (MEASURING.md, rules 19 to 21). Pure.
+
+Launches of identical code differ, so quads of one launch are not independent, and no interval from within a process
+decides. The *limit* that a change must exceed is the larger of the threshold and the *floor*: how far launches of the
+base against itself were apart in the same run. Two stages, each with fresh processes:
+
+1. for each row a sign test that the median of its quads exceeds the limit; Holm at 5 % over the rows;
+2. for the rows that it found, fresh quads in the swapped order, and the same test; Holm at 2 % over them.
+
+FAIL and IMPROVED need both, and are each other's mirror image: all is done on log ratios. What was not found is PASS
+only where the run could have seen a change as small as it was asked for; otherwise it is INCONCLUSIVE.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+from invbench.results.check import Check, Verdict
+from invbench.results.quantities import Interval
+
+FIRST, SECOND = 0.05, 0.02  # the familywise errors of the two stages
+# What a launch finds where a stage has its fewest: a launch's median is that of its quads.
+FEWEST_LAUNCHES, FEWEST_QUADS = 3, 15
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The log ratios of one launch's quads: head over base, and base over itself."""
+
+    head: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one row is judged by. first, second: the launches of both stages; the second is empty until it is needed.
+
+    threshold: the share that counts as a change. visible: the share that a run must be able to see to say PASS.
+    besides: a floor, as a log ratio, that comes from elsewhere.
+    """
+
+    first: tuple[Launch, ...]
+    threshold: float
+    visible: float
+    second: tuple[Launch, ...] = ()
+    besides: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """The largest median, as a log ratio, of a launch of the base against itself."""
+        medians = (abs(statistics.median(each.noise)) for each in (*self.first, *self.second) if each.noise)
+        return max(self.besides, *medians, 0.0)
+
+    @property
+    def limit(self) -> float:
+        """The log ratio that a change must exceed."""
+        return max(math.log1p(self.threshold), self.floor)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict on one row's latency, and what it rests on; shares and ratios, no logarithms.
+
+    ratio: head over base, the median of all launches' medians and their range. above: quads of the first stage beyond
+    the limit. smallest_effect: the least slowdown that the first stage could have seen; None if it could see none.
+    """
+
+    verdict: Verdict
+    ratio: Interval
+    launches: tuple[float, ...]
+    floor: float
+    smallest_effect: float | None
+    quads: int
+    above: int
+    reason: str | None = None
+    remedy: str | None = None
+
+
+def sign_test(above: int, count: int) -> float:
+    """The probability that at least ``above`` of ``count`` fair coins show heads (exact)."""
+    return float(Fraction(sum(math.comb(count, k) for k in range(above, count + 1)), 2**count))
+
+
+def needed(count: int, level: float) -> int | None:
+    """The fewest of ``count`` quads beyond the limit at which the sign test reaches a level; None if none do."""
+    return next((above for above in range(count + 1) if sign_test(above, count) <= level), None)
+
+
+def holm(probabilities: Mapping[Key, float], level: float) -> set[Key]:
+    """The hypotheses that are rejected with a familywise error of at most ``level`` (Holm, 1979)."""
+    rejected: set[Key] = set()
+    for rank, (key, probability) in enumerate(sorted(probabilities.items(), key=lambda item: item[1])):
+        if probability > level / (len(probabilities) - rank):
+            break
+        rejected.add(key)
+    return rejected
+
+
+def flagged(rows: Mapping[Key, Evidence]) -> dict[Key, int]:
+    """The rows that the first stage finds changed: 1 for slower, -1 for faster; they need a second one."""
+    return _changed({key: (_quads(row.first), row.limit) for key, row in rows.items()}, FIRST)
+
+
+def judge(rows: Mapping[Key, Evidence]) -> dict[Key, Judgement]:
+    """The verdict on each row; rows that were flagged need their second stage, or are inconclusive."""
+    first = flagged(rows)
+    again = {key: row for key, row in rows.items() if key in first and row.second}
+    second = _changed({key: (_quads(row.second), row.limit) for key, row in again.items()}, SECOND)
+    return {key: _judged(row, len(rows), first.get(key, 0), second.get(key, 0)) for key, row in rows.items()}
+
+
+def smallest_effect(row: Evidence, rows: int) -> float | None:
+    """The least slowdown, as a share, with which these quads would have been flagged among so many rows: one that moves
+    their median from 0 so far that as many as the strictest test needs lie beyond the limit."""
+    values = sorted(_quads(row.first))
+    above = needed(len(values), FIRST / max(1, rows))
+    if not above or len(values) < FEWEST_QUADS or len(row.first) < FEWEST_LAUNCHES:
+        return None
+    spread = statistics.median(values) - values[len(values) - above]
+    return math.expm1(row.limit + max(spread, _mirrored_spread(values, above)))
+
+
+def exit_code(checks: Iterable[Check], interrupted: bool = False) -> int:
+    """The exit code of CLI.md: where several apply, 130, 4, 1, 5, 3, 0."""
+    found: set[int] = {130} if interrupted else set()
+    for check in checks:
+        inconclusive = {"pass": 0, "fail": 1}.get(check.inconclusive or "", 3)
+        codes = {
+            Verdict.ERROR: 4, Verdict.FAIL: 1, Verdict.MISSING: 1, Verdict.NOT_COMPARABLE: 5,
+            Verdict.INCONCLUSIVE: inconclusive,
+        }  # fmt: skip
+        found |= {codes.get(finding.verdict, 0) for finding in check.findings}
+        if not check.findings:
+            found.add(4)  # nothing was judged, which must not look as if all was well
+    return next((code for code in (130, 4, 1, 5, 3) if code in found), 0)
+
+
+def _changed(rows: Mapping[Key, tuple[Sequence[float], float]], level: float) -> dict[Key, int]:
+    """The rows whose quads exceed their limit: 1 for above, -1 for below; each direction has the level for itself."""
+    found: dict[Key, int] = {}
+    for sign in (1, -1):
+        probabilities = {
+            key: sign_test(sum(sign * value > limit for value in values), len(values))
+            for key, (values, limit) in rows.items()
+            if len(values) >= FEWEST_QUADS
+        }
+        # Of those too few, all count as hypotheses, so that a row that cannot be judged makes no other easier to find.
+        padded = {**dict.fromkeys(rows, 1.0), **probabilities}
+        found |= dict.fromkeys(holm(padded, level), sign)
+    return found
+
+
+def _judged(row: Evidence, rows: int, first: int, second: int) -> Judgement:
+    launches = tuple(statistics.median(each.head) for each in (*row.first, *row.second) if each.head)
+    quads, effect = _quads(row.first), smallest_effect(row, rows)
+    median = statistics.median(launches)
+    verdict, reason, remedy = _verdict(row, statistics.median(quads), effect, first, second)
+    return Judgement(
+        verdict,
+        Interval(math.exp(median), math.exp(min(launches)), math.exp(max(launches)), len(launches)),
+        tuple(math.exp(each) for each in launches), math.expm1(row.floor), effect, len(quads),
+        sum(value > row.limit for value in quads), reason, remedy,
+    )  # fmt: skip
+
+
+def _verdict(
+    row: Evidence, median: float, effect: float | None, first: int, second: int
+) -> tuple[Verdict, str | None, str | None]:
+    """The verdict, what was seen, and what to do."""
+    seen = f"{_signed(median)} over {len(_quads(row.first))} quads in {len(row.first)} launches"
+    limit = f"{math.expm1(row.limit):.1%}"
+    if first and first == second:
+        confirmed = f"{_signed(statistics.median(_quads(row.second)))} again in {len(row.second)} fresh launches"
+        if first < 0:
+            return Verdict.IMPROVED, f"{seen}, {confirmed}", None
+        remedy = "make it fast again, or raise the threshold of this case in the profile's [check] if it is a trade"
+        return Verdict.FAIL, f"{seen}, {confirmed}: slower by more than {limit}", remedy
+    if first:
+        how = "fresh launches were not measured" if not row.second else (
+            f"{_signed(statistics.median(_quads(row.second)))} in {len(row.second)} fresh launches does not confirm it"
+        )  # fmt: skip
+        return Verdict.INCONCLUSIVE, f"{seen}, but {how}", "run it again, on a machine that does nothing else"
+    if effect is None:
+        few = f"{len(_quads(row.first))} quads in {len(row.first)} launches, of {FEWEST_QUADS} in {FEWEST_LAUNCHES}"
+        return Verdict.INCONCLUSIVE, f"too little was measured: {few}", "let it run to its end"
+    if effect > row.visible:
+        remedy = "stop other programs, raise --budget, or take a machine of your own (invbench doctor)"
+        noise = f"identical code differed by {math.expm1(row.floor):.1%}"
+        return Verdict.INCONCLUSIVE, f"{seen}; {noise}, so that less than {effect:.1%} would not have shown", remedy
+    if median > row.limit:
+        return (
+            Verdict.INCONCLUSIVE, f"{seen}, beyond {limit}, but not in enough quads to be sure",
+            "run it again, or raise --budget",
+        )  # fmt: skip
+    return Verdict.PASS, None, None
+
+
+def _signed(median: float) -> str:
+    return f"{math.expm1(median):+.1%}"
+
+
+def _quads(launches: Collection[Launch]) -> list[float]:
+    return [value for launch in launches for value in launch.head]
+
+
+def _mirrored_spread(ordered: Sequence[float], above: int) -> float:
+    """The spread on the other side, so that swapping the arms changes nothing."""
+    return ordered[above - 1] - statistics.median(ordered)
