@@ -36,7 +36,8 @@ class Preparation:
     """What all arms of a point share while they are prepared.
 
     sampler: of a runnable, whose samples count as warm-up. references: float64 results so far, by operator. skipped:
-    labels that are not to be run at all, and why.
+    labels that are not to be run at all, and why. layout: of every subject; without it that of the case for involution,
+    and for convolutions the faster one.
     """
 
     case: Case
@@ -46,6 +47,7 @@ class Preparation:
     watch: Watch = field(default_factory=Unwatched)
     skipped: Skipped = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
+    layout: str | None = None
 
     def arm(self, subject: Subject) -> OperatorArm:
         """Build, call for the first time, and prove right; whatever fails makes the row's status and reason."""
@@ -56,8 +58,7 @@ class Preparation:
             return arm
         self.watch.running(subject.label)
         try:
-            layouts = (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
-            prepared = [self._first_call(subject, layout) for layout in layouts]
+            prepared = [self._first_call(subject, layout) for layout in self._layouts(subject)]
             runnable, first_call, agreement = prepared[_fastest([self.sampler(ready[0]) for ready in prepared])]
         except (Exception, SystemExit) as failure:  # noqa: BLE001 -- a failed row is a result; the others go on
             arm.raised(failure)
@@ -82,6 +83,11 @@ class Preparation:
             reason = f"needs about {gib(needed)}: {gib(free)} are free on {self.device}; use a smaller N, H or W"
             return Status.OOM, reason
         return None
+
+    def _layouts(self, subject: Subject) -> tuple[str, ...]:
+        if self.layout:
+            return (self.layout,)
+        return (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
 
     def _first_call(self, subject: Subject, layout: str) -> tuple[Runnable, float, Agreement | None]:
         runnable = Runnable(subject, self.case, self.settings.seed, layout)

@@ -79,6 +79,15 @@ class Measurement:
     discarded: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """Seconds of one warm call, how many calls a sample averages over, and how many samples make a block."""
+
+    seconds: float
+    calls: int
+    samples: int
+
+
 @dataclass
 class _Track:
     """One subject while it is measured."""
@@ -124,7 +133,8 @@ def measure(
         block_seconds = _block_seconds(budget, len(samplers))
         for name, sampler in samplers.items():
             try:
-                tracks[name] = _prepared(sampler, budget, block_seconds, now)
+                size = block_size(sampler, budget.warm_up, block_seconds, now)
+                tracks[name] = _Track(sampler, size.calls, size.samples)
             except Exception as error:  # noqa: BLE001 -- told to the caller as this subject's failure
                 failures[name] = error.with_traceback(None)
         started = now()
@@ -153,21 +163,23 @@ def _block_seconds(budget: Budget, subjects: int) -> float:
     return min(longest, max(shortest, budget.seconds / (2.5 * MIN_ROUNDS * max(1, subjects))))
 
 
-def _prepared(sampler: Sampler, budget: Budget, block_seconds: float, now: Callable[[], float]) -> _Track:
-    """Warm up until two successive windows agree, then choose how many calls and samples make a block."""
+def block_size(
+    sampler: Sampler, warm_up: float, block_seconds: float, now: Callable[[], float] = time.perf_counter
+) -> BlockSize:
+    """Warm up until two successive windows agree, or for so many seconds; then the size of a block."""
     started = now()
     previous = math.inf
     while True:
         seconds, wall = _window(sampler, now)
         agree = math.isfinite(previous) and abs(seconds - previous) <= WARM_UP_AGREEMENT * previous
-        if agree or now() - started > budget.warm_up:
+        if agree or now() - started > warm_up:
             break
         previous = seconds
     seconds = max(seconds, 1e-9)
     calls = max(1, math.ceil(SHORTEST_SAMPLE / seconds))
     if calls > 1:  # what the clock does not see may come once a sample, and not with each call
         wall = statistics.median(_wall(sampler, calls, now) for _ in range(WALL_SAMPLES))
-    return _Track(sampler, calls, samples=max(1, round(block_seconds / max(wall, calls * seconds))))
+    return BlockSize(seconds, calls, max(1, round(block_seconds / max(wall, calls * seconds))))
 
 
 def _wall(sampler: Sampler, calls: int, now: Callable[[], float]) -> float:

@@ -55,6 +55,21 @@ def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
     return made
 
 
+def is_missing(name: str) -> str | None:
+    """What of a factory, ``package.module:factory``, is not there, but may be in another version; None if all is, or if
+    it is broken."""
+    try:
+        resolve(name)
+    except InvbenchError as error:
+        module = name.partition(":")[0]
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):
+            return f"there is no module {module}"
+        if isinstance(cause, AttributeError) and module in sys.modules:
+            return f"there is no {name}"
+    return None
+
+
 def subject(name: str) -> Subject:
     """The subject of a factory; raises InvbenchError if it cannot be had."""
     if name in (*BACKENDS, *CONVOLUTION_NAMES, INVOLUTION):

@@ -13,12 +13,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from invbench.cost import held_bytes
+from invbench.harness import lifeline
 from invbench.harness.messages import Beacon, Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
 from invbench.harness.settings import OutOfRoomError, describe_failure, failed_rows
 from invbench.results import Status
 from invbench.spec import InvbenchError
-
-MOST_FILES = 65536
 
 
 class DeviceLostError(Exception):
@@ -83,22 +82,13 @@ def serve(connection: Connection, beacon: Beacon) -> None:
 
 
 def _end_with_parent() -> None:
-    """See to it that this process and all that it starts end with the parent, however that ends.
-
-    A process waits for the parent, where there can be one: a thread would wait for a subject that keeps Python's lock.
-    """
+    """See to it that this process and all that it starts end with the parent, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    if not hasattr(os, "fork"):
+    if hasattr(os, "fork"):
+        lifeline.end_with(parent.sentinel)
+    else:
         threading.Thread(target=_join_and_exit, args=(parent,), daemon=True).start()
-    elif os.fork() == 0:
-        try:
-            # Whatever this process keeps open would look to the parent as if the worker lived.
-            os.closerange(3, parent.sentinel)
-            os.closerange(parent.sentinel + 1, MOST_FILES)
-            os.read(parent.sentinel, 1)  # nobody writes: it returns when the parent is gone
-        finally:
-            os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _join_and_exit(parent: Any) -> None:

@@ -1,0 +1,250 @@
+"""A worker's side of a check: rows made runnable and proved right, and then one block after the other, as asked.
+
+Requests and answers are JSON, one line each, on what were standard input and standard output; what else is printed
+goes to standard error. Whatever a row raises is an answer; whatever this module raises ends the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invbench.harness import keep_quiet, lifeline
+from invbench.harness.settings import INVOLUTION, Settings, Subject, describe_failure
+from invbench.results import Status
+from invbench.results.check import Row
+from invbench.spec import InvbenchError, Mode, Scope
+
+MISSING = "missing"  # what this version does not have
+BEFORE_A_BLOCK = 0.002  # seconds of calls that bring a row's data back into the caches; at least one call
+ASLEEP = 0.1  # share of a core that sleeping thread pools use at most
+LOOK = 0.002
+LONGEST_LOOK = 0.3  # the longest that a pool of threads spins by default
+
+
+def serve(measured: Path, descriptor: int | None) -> None:
+    """Answer requests until there are no more. descriptor: the end of a pipe that closes when the parent is gone."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if descriptor is not None:
+        lifeline.end_with(descriptor)
+    keep_quiet()
+    service = _Service(measured)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = service.answer(request)
+        except InvbenchError as error:
+            answer = {"refused": str(error)}
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+
+
+@dataclass
+class _Ready:
+    """A row that can be called."""
+
+    runnable: Any
+    sampler: Callable[[int], float]
+    clock: Any
+
+
+@dataclass
+class _Service:
+    """What a worker knows: how to measure, and its rows by their number."""
+
+    measured: Path
+    settings: Settings = field(default_factory=Settings)
+    rows: dict[int, _Ready] = field(default_factory=dict)
+    _flush: Any = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What was asked for."""
+        handlers = {
+            "hello": self._hello, "prepare": self._prepare, "warm": self._warm, "slow": self._slow,
+            "block": self._block,
+        }  # fmt: skip
+        return handlers[request["do"]](request)
+
+    def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The machine, and the user's operators by their name."""
+        from invbench.harness import custom, machine
+        from invbench.harness.clock import Flush
+        from invbench.harness.settings import check_clock
+        from invbench.harness.timing import cudnn_autotune
+
+        self.settings = Settings(
+            seed=request["seed"], clock=request["clock"], cache=request["cache"], autotune=request["autotune"]
+        )
+        device = machine.check_device(machine.full_name(request["device"]))
+        check_clock(self.settings.clock, device.type)
+        threads = machine.usable_cores()
+        machine.set_threads(threads)
+        if self.settings.cache == "cold":
+            self._flush = Flush(device)
+        subjects = [custom.subject(name) for name in request["subjects"]]
+        with cudnn_autotune(device, self.settings.autotune):
+            environment = machine.fingerprint(device)
+        return {
+            "device": str(device), "threads": threads, "environment": environment, "measured": str(self.measured),
+            "subjects": [{"subject": each.name, "backend": each.backend} for each in subjects],
+        }  # fmt: skip
+
+    def _prepare(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A row, ready: its status, and what does not depend on the clock."""
+        from invbench.harness import machine
+        from invbench.harness.arms import Preparation
+        from invbench.harness.clock import Clock
+        from invbench.harness.device_clock import clock_for
+        from invbench.harness.subjects import Runnable
+        from invbench.harness.timing import algorithms_by_trying
+
+        row = Row.from_dict(request["row"])
+        subject = Subject(row.subject, row.backend, request["factory"])
+        lacking = _lacking(subject)
+        if lacking:
+            return {"status": MISSING, "reason": lacking}
+        device = machine.check_device(row.case.device)
+        machine.set_threads(row.case.threads)
+
+        def clock() -> Clock:
+            return clock_for(device, self.settings.clock, self._flush)
+
+        def sampler(runnable: Runnable) -> Callable[[int], float]:
+            return runnable.sampler(clock())
+
+        preparation = Preparation(row.case, self.settings, device, sampler, layout=request["layout"])
+        with algorithms_by_trying(device, self.settings.autotune):
+            arm = preparation.arm(subject)
+            found: dict[str, Any] = {
+                "status": str(arm.result.status), "reason": arm.result.reason, "error": arm.result.error,
+                "layout": arm.result.chosen_layout or row.case.layout, "first_call": arm.result.first_call,
+            }  # fmt: skip
+            if arm.runnable is None or arm.result.status is not Status.OK:
+                return found
+            own = clock()
+            self.rows[request["number"]] = _Ready(arm.runnable, arm.runnable.sampler(own), own)
+            counts = {"params": arm.result.params, "flop": arm.result.flop, **_memory(arm.runnable, device)}
+        return {**found, "inputs": _digest(arm.runnable), "counts": counts, "backends": _used(subject, row)}
+
+    def _warm(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """How much makes a block of so many seconds, once two successive windows agree."""
+        from invbench.harness.blocks import block_size
+
+        with self._as_measured(request):
+            size = block_size(self.rows[request["row"]].sampler, request["longest"], request["block_seconds"])
+        return {**asdict(size), "asleep": _asleep()}
+
+    def _slow(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """From now on the row's calls take so many seconds more."""
+        from invbench.harness.gate.slowing import slowed
+
+        ready = self.rows[request["row"]]
+        ready.sampler = ready.runnable.sampler(slowed(ready.clock, ready.runnable.case.device, request["seconds"]))
+        return {}
+
+    def _block(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """One block: its samples, and whether the device was slowed down meanwhile; ends when the threads sleep."""
+        from invbench.harness import machine, throttling
+        from invbench.harness.blocks import Slowdown, no_garbage_collection
+
+        ready = self.rows[request["row"]]
+        with self._as_measured(request), throttling.watched(machine.check_device(ready.runnable.case.device)) as seen:
+            started = time.perf_counter()
+            ready.sampler(1)
+            while time.perf_counter() - started < BEFORE_A_BLOCK:
+                ready.sampler(1)
+            before = seen.look() if seen else None
+            with no_garbage_collection():
+                samples = [ready.sampler(request["calls"]) for _ in range(request["samples"])]
+            slowdown = seen.between(before, seen.look()) if seen and before is not None else Slowdown()
+        return {"seconds": samples, "spoiled": slowdown.spoiled, "capped": slowdown.capped, "asleep": _asleep()}
+
+    @contextmanager
+    def _as_measured(self, request: Mapping[str, Any]) -> Iterator[None]:
+        """With the row's threads and the run's choice of algorithms; what the row raises is told by its first line."""
+        from invbench.harness import machine
+        from invbench.harness.timing import algorithms_by_trying
+
+        case = self.rows[request["row"]].runnable.case
+        machine.set_threads(case.threads)
+        with algorithms_by_trying(machine.check_device(case.device), self.settings.autotune):
+            try:
+                yield
+            except (Exception, SystemExit) as error:
+                raise InvbenchError(describe_failure(error)) from error
+
+
+def _lacking(subject: Subject) -> str | None:
+    """What this version does not have of a subject, which another may have."""
+    from invbench.harness.custom import is_missing
+    from invbench.ops import BACKENDS
+
+    if subject.factory is not None:
+        return is_missing(subject.factory)
+    if subject.name == INVOLUTION and subject.backend not in BACKENDS:
+        return f"there is no backend {subject.backend!r}"
+    return None
+
+
+def _memory(runnable: Any, device: Any) -> dict[str, int | None]:
+    """What is counted exactly: what a training step keeps, and on CUDA the allocator's peak."""
+    from invbench.harness.memory import cuda_peak, kept_bytes
+
+    found: dict[str, int | None] = {"kept": None, "memory": None}
+    if runnable.case.mode is not Mode.FORWARD:
+        found["kept"] = kept_bytes(runnable.forward, runnable.differentiated)
+    if device.type == "cuda":
+        runnable.call()  # whatever a first call keeps
+        found["memory"] = cuda_peak(runnable, device).peak
+    return found
+
+
+def _digest(runnable: Any) -> str:
+    """A hash of the inputs' bits."""
+    import torch
+
+    found = hashlib.sha256()
+    for tensor in (*runnable.inputs, *(() if runnable.grad_y is None else (runnable.grad_y,))):
+        found.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _used(subject: Subject, row: Row) -> dict[str, Any]:
+    """The backend that computes, and the one that ``auto`` would choose, each with its place in the order of preference
+    (a smaller one is better)."""
+    from invbench.ops import BACKENDS
+
+    if subject.name != INVOLUTION or subject.factory is not None:
+        return {}
+    case, order = row.case, list(BACKENDS)
+    kind = case.device.partition(":")[0]
+    able = [b for b in BACKENDS.values() if b.automatic and kind in b.devices and not b.refusal(kind, case.dtype)]
+    fused, layer = BACKENDS[subject.backend].fused, case.layer
+    in_memory = case.scope is Scope.LAYER and (
+        fused is None or fused.refusal(layer, case.dtype, layer.hidden_channels, case.H, case.W) is not None
+    )
+    name = f"{subject.backend}{', its weight in memory' if in_memory else ''}"
+    chosen = able[0].name if able else "none"
+    return {
+        "backend": [name, int(in_memory)], "automatic": [chosen, order.index(chosen) if able else len(order)],
+    }  # fmt: skip
+
+
+def _asleep() -> float:
+    """Wait until this process's threads sleep, so that they take nothing from whoever is next; the seconds it took."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < LONGEST_LOOK:
+        used = time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - used < ASLEEP * LOOK:
+            break
+    return time.perf_counter() - started
