@@ -25,6 +25,13 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def count(value: Any) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvbenchError(f"it takes a whole number of at least 1: got {value!r}")
+    return value
+
+
 def text(value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
@@ -40,9 +47,14 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
+def expression(value: Any) -> Expression:
+    """A condition over the fields of a point, or a definition of one."""
+    return Expression(text(value), FIELDS)
+
+
 def expressions(value: Any) -> tuple[Expression, ...]:
     """What constraints are: one or a list."""
-    return tuple(Expression(each, FIELDS) for each in texts(value))
+    return tuple(map(expression, texts(value)))
 
 
 def backends(value: Any) -> tuple[str, ...]:

@@ -13,6 +13,14 @@ N = [64, 256]
 [[cases]]                       # axes that go together; each is a product with the rest
 C = 64
 W = 56
+[check]                         # what invbench check counts as worse; other commands do without (invbench.study.limits)
+latency = "5%"                  # the least slowdown that counts; memory, kept, params, flop: "0%", any increase
+visible = "15%"                 # inconclusive, where a slowdown of this size could have gone unseen
+launches = 3                    # fresh processes a stage
+quads = 5                       # ABBA quads a launch
+[[check.cases]]                 # cases with thresholds of their own; the last one that holds counts
+where = "mode = train and C = 64"
+latency = "8%"
 """
 
 from __future__ import annotations
@@ -24,13 +32,14 @@ import importlib.resources
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from invbench.spec import CACHES, CLOCKS, DEVICE_TYPES, InvbenchError
 from invbench.study import convert
 from invbench.study.grid import AXES, Axes, Grid
+from invbench.study.limits import METRICS, CaseLimits, Limits, parse_share
 
 Place = tuple[str | int, ...]
 """The keys and the numbers of tables that lead to a value of a document."""
@@ -41,7 +50,14 @@ _KEYS: dict[str, convert.Converter] = {
     "clock": convert.word(*CLOCKS), "cache": convert.word(*CACHES), "backend": convert.backends,
     "subject": convert.texts, "constraints": convert.expressions,
     "axes": convert.table, "on": convert.table, "cases": convert.tables("cases"),
+    "check": convert.table,
 }  # fmt: skip
+_THRESHOLDS: dict[str, convert.Converter] = dict.fromkeys(METRICS, parse_share)
+_CHECK_KEYS: dict[str, convert.Converter] = {
+    **_THRESHOLDS, "visible": parse_share, "launches": convert.count, "quads": convert.count,
+    "cases": convert.tables("check.cases"),
+}  # fmt: skip
+_CHECK_CASE_KEYS: dict[str, convert.Converter] = {"where": convert.expression, **_THRESHOLDS}
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Profile:
     timeout: float | None = None
     clock: str | None = None
     cache: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def shipped() -> dict[str, Any]:
@@ -107,10 +124,11 @@ def parse(text: str, name: str, path: str) -> Profile:
     axes = read.axes(take.pop("axes", {}), ("axes",))
     by_device = {device: read.axes(table, ("on", device)) for device, table in devices.items()}
     cases = tuple(read.axes(case, ("cases", index)) for index, case in enumerate(take.pop("cases", [{}])))
+    limits = read.limits(take.pop("check", {}), ("check",))
     return Profile(
         name=name, description=take.pop("description", ""),
         grid=Grid(axes, cases, by_device, take.pop("constraints", ())),
-        backends=take.pop("backend", ()), subjects=take.pop("subject", ()), **take,
+        backends=take.pop("backend", ()), subjects=take.pop("subject", ()), limits=limits, **take,
     )  # fmt: skip
 
 
@@ -139,6 +157,31 @@ class _Reader:
         if "G" in found and "group_channels" in found:
             raise self._error((*place, "group_channels"), "G and group_channels say the same thing; give one")
         return found
+
+    def limits(self, table: Mapping[str, Any], place: Place) -> Limits:
+        """The table of a check; what is wrong with two keys together is told of the one that the file gives."""
+        found = self.table(table, place, _CHECK_KEYS)
+        thresholds = {metric: found[metric] for metric in METRICS if metric in found}
+        with self._blaming((*place, "visible" if "visible" in found else "latency")):
+            limits = Limits(thresholds, found.get("visible", Limits.visible))
+        with self._blaming((*place, "launches")):  # before quads, whose usual number is enough for as few as may be
+            limits = replace(limits, launches=found.get("launches", limits.launches))
+        with self._blaming((*place, "quads")):
+            limits = replace(limits, quads=found.get("quads", limits.quads))
+        for index, case in enumerate(found.get("cases", [])):
+            at = (*place, "cases", index)
+            exception = self._case_limits(case, at)
+            with self._blaming((*at, "latency")):
+                limits = replace(limits, exceptions=(*limits.exceptions, exception))
+        return limits
+
+    def _case_limits(self, table: Mapping[str, Any], place: Place) -> CaseLimits:
+        thresholds = self.table(table, place, _CHECK_CASE_KEYS)
+        if "where" not in thresholds:
+            raise self._error(place, 'it takes the cases that it is for; try where = "mode = train"')
+        where = thresholds.pop("where")
+        with self._blaming((*place, "where")):
+            return CaseLimits(where, thresholds)
 
     @contextlib.contextmanager
     def _blaming(self, place: Place) -> Iterator[None]:
