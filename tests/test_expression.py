@@ -139,3 +139,16 @@ def test_any_text_has_a_value_or_a_reason(text: str) -> None:
         value(text)
     except InvbenchError as refused:
         assert "\n" not in str(refused)  # noqa: PT017 -- it may be refused, but only so
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("C = 64", True), ("mode = train", True), ("G = C / 16", True), ("7 <= W < H", True), ("K in (3, 5)", True),
+        ("not C", True), ("True", True), ("C = 64 and (N = 8 or H = W)", True), ("C = 3 if N = 8 else C = 4", True),
+        ("C", False), ("C / 16", False), ("train", False), ("1", False), ("'C = 3'", False), ("-C", False),
+        ("C and N = 8", False), ("min(C, N)", False), ("C = 3 if N = 8 else C", False), ("(C, N)", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_condition(text: str, expected: bool) -> None:
+    assert Expression(text, FIELDS).is_condition is expected

@@ -14,6 +14,9 @@ from invbench import cli
 from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError
 from invbench.study import profile
+from invbench.study.expression import Expression
+from invbench.study.grid import FIELDS
+from invbench.study.limits import CaseLimits, Limits
 
 WHOLE = """
 description = "everything"
@@ -40,6 +43,22 @@ K = 3
 
 [[cases]] # with a word
 K = "7,11"
+
+[check]
+latency = "4%"
+memory = "0.5 %"
+visible = "20%"
+launches = 5
+quads = 3
+
+[[check.cases]] # training is noisier
+where = "mode = train"
+latency = "8%"
+
+[[check.cases]]
+where = "mode = train and C = 64"
+latency = "9%"
+kept = "1%"
 """
 
 
@@ -52,6 +71,9 @@ def test_a_whole_profile() -> None:
     assert read.grid.axes["dtype"] == ("float32", "float16")
     assert read.grid.cases == ({"K": (3,)}, {"K": (7, 11)})
     assert read.grid.by_device == {"cuda": {"N": (64, 256)}}
+    training = CaseLimits(Expression("mode = train", FIELDS), {"latency": 0.08})
+    small = CaseLimits(Expression("mode = train and C = 64", FIELDS), {"latency": 0.09, "kept": 0.01})
+    assert read.limits == Limits({"latency": 0.04, "memory": 0.005}, 0.2, 5, 3, (training, small))
     found, refused = read.grid.points(("cpu", "cuda"), 2)
     assert (len(found), refused) == (3 * 3 * 4 * (1 + 2), [])
     assert {(point.case.H == point.case.W, point.case.layer.group_channels) for point in found} == {(True, 16)}
@@ -61,6 +83,21 @@ def test_an_empty_profile_is_the_usual_point() -> None:
     read = profile.parse("", "empty", "empty.toml")
     assert read == profile.Profile("empty")
     assert len(read.grid.points(("cpu",), 1)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("[check]\n", Limits()),
+        ('check = {latency = "4%", launches = 15, quads = 1}', Limits({"latency": 0.04}, launches=15, quads=1)),
+        ('check.flop = "1%"\ncheck.visible = "6%"', Limits({"flop": 0.01}, visible=0.06)),
+        ('[check]\nlatency = "20%"\nvisible = "30%"', Limits({"latency": 0.2}, visible=0.3)),
+        ('[check]\nlatency = "1%"\nvisible = "4%"', Limits({"latency": 0.01}, visible=0.04)),
+        ("[check]\nquads = 4\nlaunches = 4", Limits(launches=4, quads=4)),
+    ],
+)
+def test_limits_of_a_check(text: str, limits: Limits) -> None:
+    assert profile.parse(text, "my", "my.toml").limits == limits
 
 
 BAD: dict[str, tuple[str, str, str]] = {
@@ -123,6 +160,66 @@ BAD: dict[str, tuple[str, str, str]] = {
     "an unknown name": ('budget = 1\nconstraints = ["H = W",\n "S = 3"]\n', "2: constraints", "'S'"),
     "a constraint that is none": ('constraints = "H ="\n', "1: constraints", "cannot be read"),
     "what may not be called": ("constraints = \"__import__('os')\"\n", "1: constraints", "__import__"),
+    "a check that is none": ("\ncheck = 3\n", "2: check", "takes a table"),
+    "checks": ("[[check]]\n", "1: check", "takes a table"),
+    "a typo in a check": ('[check]\nlatency = "5%"\nmemroy = "5%"\n', "3: check.memroy", "did you mean memory?"),
+    "a metric that is none": ('[check]\nspeed = "5%"\n', "2: check.speed", "take one of latency, memory, kept"),
+    "a share without a unit": ("[check]\nlatency = 5\n", "2: check.latency", 'got 5; write "5%"'),
+    "a share as a fraction": ("[check]\nlatency = 0.05\n", "2: check.latency", 'got 0.05; write "5%"'),
+    "a share that is no number": ("[check]\nmemory = true\n", "2: check.memory", "got True"),
+    "a share in words": ('[check]\nvisible = "five"\n', "2: check.visible", "got 'five'"),
+    "a check that is blind": ('[check]\nvisible = "5%"\n', "2: check.visible", "visible 5% and latency 5%"),
+    "a coarse check": ('[check]\nmemory = "1%"\nlatency = "15%"\n', "3: check.latency", "raise visible"),
+    "a coarse and blind check": ('[check]\nlatency = "9%"\nvisible = "8%"\n', "3: check.visible", "got visible 8%"),
+    "few launches": ("[check]\nquads = 9\nlaunches = 2\n", "3: check.launches", "at least 3: got 2"),
+    "half a launch": ("[check]\nlaunches = 3.5\n", "2: check.launches", "whole number"),
+    "launches in words": ('[check]\nlaunches = "3"\n', "2: check.launches", "whole number"),
+    "launches that are true": ("[check]\nlaunches = true\n", "2: check.launches", "whole number"),
+    "few quads": ("[check]\nquads = 4\n", "2: check.quads", "got 3 x 4; try quads = 5"),
+    "few quads for the launches": ("[check]\nquads = 3\nlaunches = 4\n", "2: check.quads", "got 4 x 3; try quads = 4"),
+    "no quads": ("[check]\nlaunches = 3\nquads = 0\n", "3: check.quads", "at least 1"),
+    "a case that is none": ("[check]\ncases = 3\n", "2: check.cases", "[[check.cases]]"),
+    "one case of a check": ('[check.cases]\nwhere = "C = 3"\n', "1: check.cases", "[[check.cases]]"),
+    "a case without where": (
+        '[[check.cases]]\nwhere = "C = 3"\nlatency = "5%"\n\n[[check.cases]] # two\nlatency = "5%"\n',
+        "5: check.cases",
+        'try where = "mode = train"',
+    ),
+    "a case without thresholds": ('[[check.cases]]\n\nwhere = "C = 3"\n', "3: check.cases.where", "no threshold"),
+    "a case with launches": (
+        '[[check.cases]]\nwhere = "C = 3"\nlaunches = 3\n',
+        "3: check.cases.launches",
+        "take one of where, latency",
+    ),
+    "a typo in the second case": (
+        '[check]\n[[check.cases]]\nwhere = "C = 3"\nlatency = "5%"\n[[check.cases]]\nwhere = "C = 3"\nlatncy = "5%"\n',
+        "7: check.cases.latncy",
+        "did you mean latency?",
+    ),
+    "where that is a number": ("[[check.cases]]\nwhere = 3\n", "2: check.cases.where", "takes text"),
+    "where of no field": ('[[check.cases]]\nwhere = "S = 3"\n', "2: check.cases.where", "'S', which is no field"),
+    "where that cannot be read": ('[[check.cases]]\nwhere = "C ="\n', "2: check.cases.where", "cannot be read"),
+    "where that is no condition": (
+        '[[check.cases]]\nlatency = "5%"\nwhere = "C / 16"\n',
+        "3: check.cases.where",
+        "takes a condition: got 'C / 16'",
+    ),
+    "a coarse case": (
+        '[[check.cases]]\nwhere = "C = 3"\nlatency = "8%"\n[[check.cases]]\nwhere = "C = 3"\nlatency = "15%"\n',
+        "6: check.cases.latency",
+        "visible 15% and latency 15%",
+    ),
+    "a share in a case": ('[[check.cases]]\nwhere = "C = 3"\nflop = "-1%"\n', "3: check.cases.flop", "got '-1%'"),
+    "cases of a check in a list": (
+        'budget = 2\ncheck = {cases = [{where = "C = 3", latency = 5}]}\n',
+        "2: check.cases.latency",
+        "got 5",
+    ),
+    "cases of both kinds": (
+        '[[cases]]\nC = 64\n[check]\n[[check.cases]]\nwhere = "C = 3"\nkept = 1\n[[cases]]\nC = 3\n',
+        "6: check.cases.kept",
+        "got 1",
+    ),
 }
 
 
@@ -136,8 +233,12 @@ def test_a_bad_profile_is_refused_by_file_line_and_key(text: str, where: str, wo
     assert "\n" not in message
 
 
+LINES = ["", "# word", "budget = 2", "[axes]", "C = 64", "[[cases]]", "K = [", "3,", "]"]
+LINES += ["[check]", "[[check.cases]]", 'latency = "9%"', 'visible = "6%"', 'where = "C"', "quads = 1"]
+
+
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(["", "# word", "budget = 2", "[axes]", "C = 64", "[[cases]]", "K = [", "3,", "]"])))
+@given(st.lists(st.sampled_from(LINES)))
 def test_whatever_lines_there_are_the_line_named_is_one_of_them(lines: list[str]) -> None:
     try:
         profile.parse("\n".join(lines), "my", "my.toml")

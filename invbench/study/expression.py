@@ -84,6 +84,11 @@ class Expression:
                 return left.id, self._guarded(self._build(tree.comparators[0]))
         return None
 
+    @property
+    def is_condition(self) -> bool:
+        """Whether its value is true or false: that of ``G = C / 16`` is, also where that could be a definition."""
+        return _is_condition(self._tree)
+
     def __call__(self, fields: Mapping[str, Any]) -> Any:
         """Its value; raises InvbenchError where there is none (a division by zero, a number compared with a word)."""
         return self._guarded(self._compiled)(fields)
@@ -128,6 +133,17 @@ class Expression:
                 parts = [build(argument) for argument in arguments]
                 return lambda fields: _FUNCTIONS[name](*(part(fields) for part in parts))
         raise InvbenchError(f"{self._shown} has a part that is not allowed: {ast.unparse(node)!r}; {_EXAMPLE}")
+
+
+def _is_condition(node: ast.expr) -> bool:
+    match node:
+        case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant(value=bool()):
+            return True
+        case ast.BoolOp(values=parts):
+            return all(map(_is_condition, parts))
+        case ast.IfExp(body=body, orelse=orelse):
+            return _is_condition(body) and _is_condition(orelse)
+    return False
 
 
 def _chain(values: list[Any], functions: list[Callable[[Any, Any], Any]]) -> bool:

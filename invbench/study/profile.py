@@ -13,26 +13,51 @@ N = [64, 256]
 [[cases]]                       # axes that go together; each is a product with the rest
 C = 64
 W = 56
+[check]                         # what invbench check counts as worse; other commands do without (invbench.study.limits)
+latency = "5%"                  # the least slowdown that counts; memory, kept, params, flop: "0%", any increase
+visible = "15%"                 # inconclusive, where a slowdown of this size could have gone unseen
+launches = 3                    # fresh processes a stage
+quads = 5                       # ABBA quads a launch
+[[check.cases]]                 # cases with thresholds of their own; the last one that holds counts
+where = "mode = train and C = 64"
+latency = "8%"
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import difflib
 import importlib.resources
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from invbench.ops import BACKENDS
-from invbench.spec import CACHES, CLOCKS, DEVICE_TYPES, InvbenchError, require_choice
-from invbench.study.expression import Expression
-from invbench.study.grid import AXES, FIELDS, NUMBERS, Axes, Grid, Values, check_value, parse_axis
+from invbench.spec import CACHES, CLOCKS, DEVICE_TYPES, InvbenchError
+from invbench.study import convert
+from invbench.study.grid import AXES, Axes, Grid
+from invbench.study.limits import METRICS, CaseLimits, Limits, parse_share
 
-MOST_SECONDS = 1e9
+Place = tuple[str | int, ...]
+"""The keys and the numbers of tables that lead to a value of a document."""
+
+_AXIS_KEYS: dict[str, convert.Converter] = {name: convert.axis(name) for name in AXES}
+_KEYS: dict[str, convert.Converter] = {
+    "description": convert.text, "budget": convert.number, "precision": convert.number, "timeout": convert.number,
+    "clock": convert.word(*CLOCKS), "cache": convert.word(*CACHES), "backend": convert.backends,
+    "subject": convert.texts, "constraints": convert.expressions,
+    "axes": convert.table, "on": convert.table, "cases": convert.tables("cases"),
+    "check": convert.table,
+}  # fmt: skip
+_THRESHOLDS: dict[str, convert.Converter] = dict.fromkeys(METRICS, parse_share)
+_CHECK_KEYS: dict[str, convert.Converter] = {
+    **_THRESHOLDS, "visible": parse_share, "launches": convert.count, "quads": convert.count,
+    "cases": convert.tables("check.cases"),
+}  # fmt: skip
+_CHECK_CASE_KEYS: dict[str, convert.Converter] = {"where": convert.expression, **_THRESHOLDS}
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,7 @@ class Profile:
     timeout: float | None = None
     clock: str | None = None
     cache: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def shipped() -> dict[str, Any]:
@@ -93,94 +119,17 @@ def parse(text: str, name: str, path: str) -> Profile:
         reason, line = (found[1], found[2] or text.count("\n") + 1) if found else (str(error), 1)
         raise InvbenchError(f"{path}:{line}: not TOML: {reason}; see `invbench profiles quick`") from error
     read = _Reader(text, path)
-    take = read.table(document, "", _KEYS)
-    axes = read.axes(take.pop("axes", {}), "axes")
-    by_device = {
-        device: read.axes(table, f"on.{device}")
-        for device, table in read.table(take.pop("on", {}), "on", dict.fromkeys(DEVICE_TYPES, _table)).items()
-    }
-    cases = tuple(read.axes(case, "cases", index) for index, case in enumerate(take.pop("cases", [{}])))
+    take = read.table(document, (), _KEYS)
+    devices = read.table(take.pop("on", {}), ("on",), dict.fromkeys(DEVICE_TYPES, convert.table))
+    axes = read.axes(take.pop("axes", {}), ("axes",))
+    by_device = {device: read.axes(table, ("on", device)) for device, table in devices.items()}
+    cases = tuple(read.axes(case, ("cases", index)) for index, case in enumerate(take.pop("cases", [{}])))
+    limits = read.limits(take.pop("check", {}), ("check",))
     return Profile(
         name=name, description=take.pop("description", ""),
         grid=Grid(axes, cases, by_device, take.pop("constraints", ())),
-        backends=take.pop("backend", ()), subjects=take.pop("subject", ()), **take,
+        backends=take.pop("backend", ()), subjects=take.pop("subject", ()), limits=limits, **take,
     )  # fmt: skip
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST_SECONDS:
-        raise InvbenchError(f"it takes a number above 0 and below {MOST_SECONDS:g}: got {value!r}")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvbenchError(f"it takes text: got {value!r}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not values or not all(isinstance(each, str) for each in values):
-        raise InvbenchError(f"it takes text or a list of texts: got {value!r}")
-    return tuple(values)
-
-
-def _expressions(value: Any) -> tuple[Expression, ...]:
-    return tuple(Expression(text, FIELDS) for text in _texts(value))
-
-
-def _backends(value: Any) -> tuple[str, ...]:
-    names = _texts(value)
-    for name in names:
-        require_choice("backend", name, tuple(BACKENDS))
-    return tuple(dict.fromkeys(names))
-
-
-def _word(*choices: str) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        require_choice("it", _text(value), choices)
-        return str(value)
-
-    return convert
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvbenchError(f"it takes a table: got {value!r}")
-    return value
-
-
-def _tables(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
-        raise InvbenchError(f"it takes [[cases]] tables: got {value!r}")
-    return value
-
-
-def _axis(name: str) -> Callable[[Any], Values]:
-    def convert(value: Any) -> Values:
-        items = value if isinstance(value, list) else [value]
-        if not items:
-            raise InvbenchError("it takes at least one value: got []")
-        found: list[int | str] = []
-        for item in items:
-            if isinstance(item, str):
-                found += parse_axis(name, item)
-            elif name in NUMBERS:
-                found.append(check_value(name, item))
-            else:
-                raise InvbenchError(f"it takes words: got {item!r}")
-        return tuple(dict.fromkeys(found))
-
-    return convert
-
-
-_AXIS_KEYS: dict[str, Callable[[Any], Any]] = {name: _axis(name) for name in AXES}
-_KEYS: dict[str, Callable[[Any], Any]] = {
-    "description": _text, "budget": _number, "precision": _number, "timeout": _number, "clock": _word(*CLOCKS),
-    "cache": _word(*CACHES), "backend": _backends, "subject": _texts, "constraints": _expressions,
-    "axes": _table, "on": _table, "cases": _tables,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,39 +139,67 @@ class _Reader:
     text: str
     path: str
 
-    def table(
-        self, table: Mapping[str, Any], place: str, keys: Mapping[str, Callable[[Any], Any]], index: int | None = None
-    ) -> dict[str, Any]:
+    def table(self, table: Mapping[str, Any], place: Place, keys: Mapping[str, convert.Converter]) -> dict[str, Any]:
         """The table's values, each converted by its key."""
         found = {}
         for key, value in table.items():
             if key not in keys:
                 near = difflib.get_close_matches(key, keys, 1)
                 hint = f"did you mean {near[0]}?" if near else f"take one of {', '.join(keys)}"
-                raise self._error(place, key, index, f"there is no such key; {hint}")
-            try:
+                raise self._error((*place, key), f"there is no such key; {hint}")
+            with self._blaming((*place, key)):
                 found[key] = keys[key](value)
-            except InvbenchError as error:
-                raise self._error(place, key, index, str(error)) from error
         return found
 
-    def axes(self, table: Mapping[str, Any], place: str, index: int | None = None) -> Axes:
+    def axes(self, table: Mapping[str, Any], place: Place) -> Axes:
         """A table of axes."""
-        found = self.table(table, place, _AXIS_KEYS, index)
+        found = self.table(table, place, _AXIS_KEYS)
         if "G" in found and "group_channels" in found:
-            raise self._error(place, "group_channels", index, "G and group_channels say the same thing; give one")
+            raise self._error((*place, "group_channels"), "G and group_channels say the same thing; give one")
         return found
 
-    def _error(self, place: str, key: str, index: int | None, message: str) -> InvbenchError:
-        name = f"{place}.{key}" if place else key
-        return InvbenchError(f"{self.path}:{self._line(place, key, index)}: {name}: {message}")
+    def limits(self, table: Mapping[str, Any], place: Place) -> Limits:
+        """The table of a check; what is wrong with two keys together is told of the one that the file gives."""
+        found = self.table(table, place, _CHECK_KEYS)
+        thresholds = {metric: found[metric] for metric in METRICS if metric in found}
+        with self._blaming((*place, "visible" if "visible" in found else "latency")):
+            limits = Limits(thresholds, found.get("visible", Limits.visible))
+        with self._blaming((*place, "launches")):  # before quads, whose usual number is enough for as few as may be
+            limits = replace(limits, launches=found.get("launches", limits.launches))
+        with self._blaming((*place, "quads")):
+            limits = replace(limits, quads=found.get("quads", limits.quads))
+        for index, case in enumerate(found.get("cases", [])):
+            at = (*place, "cases", index)
+            exception = self._case_limits(case, at)
+            with self._blaming((*at, "latency")):
+                limits = replace(limits, exceptions=(*limits.exceptions, exception))
+        return limits
 
-    def _line(self, place: str, key: str, index: int | None) -> int:
+    def _case_limits(self, table: Mapping[str, Any], place: Place) -> CaseLimits:
+        thresholds = self.table(table, place, _CHECK_CASE_KEYS)
+        if "where" not in thresholds:
+            raise self._error(place, 'it takes the cases that it is for; try where = "mode = train"')
+        where = thresholds.pop("where")
+        with self._blaming((*place, "where")):
+            return CaseLimits(where, thresholds)
+
+    @contextlib.contextmanager
+    def _blaming(self, place: Place) -> Iterator[None]:
+        """Errors inside are those of the key, and name it and its line."""
+        try:
+            yield
+        except InvbenchError as error:
+            raise self._error(place, str(error)) from error
+
+    def _error(self, place: Place, message: str) -> InvbenchError:
+        name = ".".join(key for key in place if isinstance(key, str))
+        return InvbenchError(f"{self.path}:{self._line(place)}: {name}: {message}")
+
+    def _line(self, place: Place) -> int:
         """Where the statement begins that gives the key, which tomllib does not tell: it is the one without which the
         text has no such key."""
         lines = self.text.split("\n")
-        keys: list[str | int] = [*filter(None, place.split(".")), *([] if index is None else [index]), key]
-        last = bisect.bisect_left(range(len(lines)), True, key=lambda count: _has(_beginning(lines, count)[1], keys))
+        last = bisect.bisect_left(range(len(lines)), True, key=lambda count: _has(_beginning(lines, count)[1], place))
         return _beginning(lines, last - 1)[0] + 1
 
 
@@ -236,8 +213,8 @@ def _beginning(lines: list[str], count: int) -> tuple[int, Any]:
     return 0, {}
 
 
-def _has(document: Any, keys: list[str | int]) -> bool:
-    for key in keys:
+def _has(document: Any, place: Place) -> bool:
+    for key in place:
         try:
             document = document[key]
         except (KeyError, IndexError, TypeError):
