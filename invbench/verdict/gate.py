@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
 
-from invbench.results.check import Check, Verdict
+from invbench.results.check import AGAIN, BASE, HEAD, Check, Quad, Verdict
 from invbench.results.quantities import Interval
 
 FIRST, SECOND = 0.05, 0.02  # the familywise errors of the two stages
@@ -81,6 +81,14 @@ class Judgement:
     above: int
     reason: str | None = None
     remedy: str | None = None
+
+
+def against_base(launches: Sequence[Sequence[Quad]]) -> tuple[Launch, ...]:
+    """Launches of quads with all three arms."""
+    return tuple(
+        Launch(tuple(quad.over(HEAD, BASE) for quad in quads), tuple(quad.over(AGAIN, BASE) for quad in quads))
+        for quads in launches
+    )
 
 
 def sign_test(above: int, count: int) -> float:

@@ -153,7 +153,7 @@ def _measure(run: _Run, rows: Sequence[int]) -> None:
 
 
 def _prepare(run: _Run, rows: Sequence[int]) -> None:
-    """Rows made ready in all arms: first by one that tries layouts, where those are not known yet; then side by side."""
+    """Rows made ready in all arms: first by one that tries layouts, where they are not known yet; then side by side."""
     first = next(iter(run.workers)) if BASE not in run.workers else BASE
     waves = [[first], [arm for arm in run.workers if arm != first]]
     if all(row in run.layouts for row in rows):

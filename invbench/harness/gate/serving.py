@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from invbench.harness import keep_quiet, lifeline
+from invbench.harness.gate.counting import MISSING
 from invbench.harness.settings import INVOLUTION, Settings, Subject, describe_failure
 from invbench.results import Status
 from invbench.results.check import Row
 from invbench.spec import InvbenchError, Mode, Scope
 
-MISSING = "missing"  # what this version does not have
 BEFORE_A_BLOCK = 0.002  # seconds of calls that bring a row's data back into the caches; at least one call
 ASLEEP = 0.1  # share of a core that sleeping thread pools use at most
 LOOK = 0.002

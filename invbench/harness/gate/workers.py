@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from invbench.harness.gate import bootstrap
-from invbench.report.text import printable
 from invbench.results.check import Side
 
 PACKAGE = Path(__file__).parents[2]
@@ -89,7 +88,7 @@ class Worker:
             if not isinstance(found, dict):
                 raise TypeError
         except (ValueError, TypeError, RecursionError):
-            said = printable(line[:60].decode(errors="replace"))
+            said = _printable(line[:60].decode(errors="replace"))
             raise WorkerLostError(f"its process answers what is no answer: got {said!r}") from None
         if "refused" in found:
             raise RefusedError(str(found["refused"]))
@@ -122,7 +121,7 @@ class Worker:
         code = self._process.returncode
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        last = f": {printable(lines[-1][:300])}" if lines else ""
+        last = f": {_printable(lines[-1][:300])}" if lines else ""
         if code == -signal.SIGKILL:
             return "its process was killed by the system, which most often means that memory ran out"
         if code is not None and code < 0:
@@ -154,3 +153,7 @@ def _environment(version: Version) -> dict[str, str]:
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             found.pop(name, None)
     return found
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
