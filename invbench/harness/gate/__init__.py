@@ -1,0 +1,1 @@
+"""The regression gate: a base and a head of the same code, measured side by side."""
