@@ -15,11 +15,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from invbench import __version__
+from invbench.cli.check import check
 from invbench.cli.compare_models import compare_models
 from invbench.cli.doctor import doctor
 from invbench.cli.listings import backends, profiles
 from invbench.cli.op import op
-from invbench.cli.options import Interrupted, option
+from invbench.cli.options import Failed, Interrupted, option
 from invbench.cli.report import compare, report
 from invbench.cli.sweep import sweep
 from invbench.cli.train import train
@@ -30,7 +31,7 @@ from invbench.study.grid import FIELDS
 # Typer brings a copy of click or uses the installed one, by version; this is the UsageError of the one it uses.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-COMMANDS = (op, sweep, compare_models, train, report, compare, backends, profiles, doctor)
+COMMANDS = (op, sweep, compare_models, train, check, report, compare, backends, profiles, doctor)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in COMMANDS:
@@ -78,6 +79,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}{got}; see {path} --help")
     except InvbenchError as error:
         return _fail(_with_option_name(str(error)))
+    except Failed as failure:
+        return _fail(str(failure), 4)
     except Interrupted as stop:
         return _fail(str(stop), 130)
     except (KeyboardInterrupt, typer.Abort):

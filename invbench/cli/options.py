@@ -20,6 +20,10 @@ class Interrupted(Exception):  # noqa: N818 -- it is no error
     """Ctrl-C, in one line: what is kept and how to go on. Exit code 130."""
 
 
+class Failed(Exception):  # noqa: N818 -- named after what it says
+    """A measurement failed before there was anything to show, in one line. Exit code 4."""
+
+
 def option(name: str, text: str, *choices: str, **more: Any) -> Any:
     """An option whose help shows its choices."""
     return typer.Option(name, help=text, metavar="|".join(choices) or more.pop("metavar", None), **more)

@@ -55,6 +55,13 @@ def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
     return made
 
 
+def home(name: str) -> str | None:
+    """The folder from which the module of a factory, ``package.module:factory``, is imported; None if it has none."""
+    package = sys.modules[name.partition(":")[0].partition(".")[0]]
+    where = next(iter(getattr(package, "__path__", [])), None) or getattr(package, "__file__", None)
+    return str(Path(where).resolve().parent) if where else None
+
+
 def is_missing(name: str) -> str | None:
     """What of a factory, ``package.module:factory``, is not there, but may be in another version; None if all is, or if
     it is broken."""

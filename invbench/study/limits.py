@@ -97,13 +97,17 @@ class Limits:
         return self.thresholds[metric]
 
     def with_latency(self, share: float) -> Limits:
-        """The same with one threshold of latency for every case, those with one of their own included."""
+        """The same with one threshold of latency for every case, those with one of their own included.
+
+        ``visible`` keeps its distance: where it is not above the threshold, it becomes three times that.
+        """
         others = [
             (each.where, {metric: value for metric, value in each.thresholds.items() if metric != "latency"})
             for each in self.exceptions
         ]
         return replace(
             self, thresholds={**self.thresholds, "latency": share},
+            visible=self.visible if self.visible > share else 3 * share,
             exceptions=tuple(CaseLimits(where, thresholds) for where, thresholds in others if thresholds),
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from invbench.ops import BACKENDS
 from invbench.results import Status
 from invbench.results.check import BASE, HEAD, LATENCY, Finding, Row, Verdict
 from invbench.results.quantities import Interval
@@ -13,6 +14,7 @@ from invbench.verdict import quotient
 MISSING = "missing"  # a row's status in a version that does not have it
 METRICS = ("params", "flop", "kept", "memory")
 CHOICES = ("backend", "automatic")
+IN_MEMORY = ", its weight in memory"  # after the name of a backend
 BROKEN = "mend what fails; the gate says nothing about this row until then"
 
 Prepared = Mapping[str, Any]
@@ -77,13 +79,19 @@ def _count(row: Row, metric: str, base: float | None, head: float | None, thresh
     return Finding(row, metric, verdict, base, head, exact, change=threshold)
 
 
-def _choice(row: Row, name: str, base: list[Any], head: list[Any]) -> Finding:
-    """Who computes: a name, and its place in the order of preference."""
-    (before, place), (after, new_place) = base, head
-    if before == after:
-        return Finding(row, name, Verdict.PASS, before, after)
+def _choice(row: Row, name: str, base: str, head: str) -> Finding:
+    """Who computes, by name."""
+    if base == head:
+        return Finding(row, name, Verdict.PASS, base, head)
     what = "backend='auto' chooses" if name == "automatic" else "the row is computed by"
-    reason = f"{what} {after!r} instead of {before!r}"
-    if new_place <= place:
-        return Finding(row, name, Verdict.IMPROVED, before, after, reason=reason)
-    return Finding(row, name, Verdict.FAIL, before, after, reason=reason, remedy="see why the better one refuses")
+    reason = f"{what} {head!r} instead of {base!r}"
+    if _preference(head) <= _preference(base):
+        return Finding(row, name, Verdict.IMPROVED, base, head, reason=reason)
+    return Finding(row, name, Verdict.FAIL, base, head, reason=reason, remedy="see why the better one refuses")
+
+
+def _preference(name: str) -> tuple[int, bool]:
+    """The place of a backend among all, the best first; a name that only the base knows comes last."""
+    backend = name.removesuffix(IN_MEMORY)
+    order = list(BACKENDS)
+    return order.index(backend) if backend in order else len(order), name.endswith(IN_MEMORY)

@@ -98,6 +98,19 @@ def top_level(start: Path) -> Path:
         ) from error
 
 
+def describe(start: Path) -> str | None:
+    """The commit that a folder's checkout is at, with ``-dirty`` where files differ; None if it lies in none."""
+    try:
+        return text(start, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except InvbenchError:
+        return None
+
+
+def is_tracked(path: Path, top: Path) -> bool:
+    """Whether a file, or some file of a folder, belongs to the checkout."""
+    return bool(text(top, "ls-files", "--", str(path)))
+
+
 def commit_of(rev: str, top: Path) -> str:
     """The full hash of the commit that a revision means; raises InvbenchError if there is none."""
     try:

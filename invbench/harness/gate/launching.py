@@ -26,6 +26,7 @@ class Plan:
 
     rows: what is compared, each with the factory that makes it where it is a user's. hello: what every process is
     asked first. block_seconds: of one block. timeout: seconds without an answer after which a process is given up.
+    layouts: of rows, where they are known before.
     """
 
     rows: tuple[tuple[Row, str | None], ...]
@@ -34,6 +35,7 @@ class Plan:
     block_seconds: float
     timeout: float
     seed: int
+    layouts: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,7 +132,10 @@ def _measure(run: _Run, rows: Sequence[int]) -> None:
     for worker in run.workers.values():
         worker.send({"do": "hello", **run.plan.hello})
     for arm, worker in run.workers.items():
-        run.found.environments[arm] = worker.answer(run.plan.timeout)["environment"]
+        try:
+            run.found.environments[arm] = worker.answer(run.plan.timeout)["environment"]
+        except (WorkerLostError, RefusedError) as error:
+            raise WorkerLostError(f"{arm} ({worker.version.side.name}) cannot measure: {error}") from error
     _prepare(run, rows)
     able = [row for row in rows if _is_ready(run, row)]
     sizes = _warm(run, able)

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from invbench.harness.gate import counting
 from invbench.harness.gate.launching import Launched, Plan, Spawn, Tell, launch
@@ -16,16 +16,19 @@ from invbench.verdict.gate import Evidence, Judgement, against_base, flagged, ju
 
 MOST_LAUNCHES = 2  # times the least, while rows are too noisy
 
-Rows = Mapping[int, Evidence]
-
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """What the rows are judged by. thresholds: by row and metric. visible: what a run must be able to see to pass."""
+    """What the rows are judged by.
+
+    launches: the fewest of a stage. thresholds: by row and metric. visible: what a run must be able to see to pass.
+    apart: why latencies cannot be compared at all, if they cannot.
+    """
 
     launches: int
     visible: float
     thresholds: Mapping[int, Mapping[str, float]]
+    apart: str | None = None
 
 
 @dataclass
@@ -67,10 +70,10 @@ class Measured:
 
 
 class Yardstick:
-    """How quads become evidence: head against the base that runs beside it, and the base against itself."""
+    """What head is compared with: the base that runs beside it, and beside itself."""
 
     def evidence(self, measured: Measured, judging: Judging) -> dict[int, Evidence]:
-        """Of every row that has quads."""
+        """What every row with quads is judged by."""
         return {
             row: Evidence(
                 against_base(measured.quads(row, 0)), judging.thresholds[row][LATENCY], judging.visible,
@@ -80,9 +83,21 @@ class Yardstick:
             if measured.quads(row, 0)
         }  # fmt: skip
 
-    def second(self, rows: Sequence[int]) -> list[int]:
-        """The rows that a second stage has to measure where these were found."""
+    def needs(self, rows: Sequence[int], plan: Plan) -> list[int]:  # noqa: ARG002 -- others need more
+        """The rows that have to be measured where these are to be judged."""
         return list(rows)
+
+    def prepared(self, row: Row, of_row: Mapping[str, counting.Prepared]) -> counting.Prepared | None:  # noqa: ARG002
+        """What the base says of a row besides its latency; None if it does not have it."""
+        return of_row[BASE]
+
+    def seconds(self, row: Row, measured: Measured, number: int) -> float | None:  # noqa: ARG002
+        """The base's seconds per call."""
+        return seconds_of(measured, number, BASE)
+
+    def is_yardstick(self, row: Row) -> bool:  # noqa: ARG002
+        """Whether a row is what others are measured by, so that it has no verdict of its own."""
+        return False
 
 
 def measure(
@@ -101,7 +116,7 @@ def measure(
     measured; whatever ends it later is noted, and what was measured is kept.
     """
     measured = Measured(plan)
-    layouts: dict[int, str] = {}
+    layouts = dict(plan.layouts)
 
     def once(stage: int, rows: Sequence[int]) -> None:
         number = len(measured.stages[0]) + len(measured.stages[1])
@@ -119,7 +134,7 @@ def measure(
     try:
         while measured.alive and not _enough(measured, judging, yardstick):
             once(0, measured.alive)
-        again = yardstick.second(list(flagged(yardstick.evidence(measured, judging))))
+        again = yardstick.needs(list(flagged(yardstick.evidence(measured, judging))), plan)
         while again and len(measured.stages[1]) < judging.launches:
             once(1, [row for row in again if row not in measured.lost])
     except WorkerLostError as error:
@@ -134,12 +149,15 @@ def measure(
 
 
 def _enough(measured: Measured, judging: Judging, yardstick: Yardstick) -> bool:
+    """Whether the first stage is over: rows are quiet enough to pass, or so noisy that no more launches would help,
+    since the floor only grows."""
     count = len(measured.stages[0])
     if count < judging.launches:
         return False
     rows = yardstick.evidence(measured, judging)
-    effects = [smallest_effect(row, len(rows)) for row in rows.values()]
-    return count >= MOST_LAUNCHES * judging.launches or all(e is not None and e <= judging.visible for e in effects)
+    noisy = [row for row in rows.values() if (smallest_effect(row, len(rows)) or math.inf) > judging.visible]
+    hopeless = all(row.limit >= math.log1p(judging.visible) for row in noisy)
+    return hopeless or count >= MOST_LAUNCHES * judging.launches
 
 
 def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tuple[Finding, ...]:
@@ -152,29 +170,71 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
             found.append(Finding(row, LATENCY, Verdict.ERROR, reason=f"{arm}: {reason}", remedy=counting.BROKEN))
             continue
         of_row = {arm: prepared[number] for arm, prepared in measured.first.prepared.items()}
+        if counting.is_absent(of_row):
+            continue
         state = counting.state(row, of_row)
         if state is not None:
             found.append(state)
             continue
-        if counting.is_absent(of_row):
-            continue
-        if measured.problem:
-            found.append(Finding(row, LATENCY, Verdict.ERROR, reason=measured.problem, remedy=counting.BROKEN))
-        else:
-            found.append(_latency(row, measured, number, judged.get(number), judging))
-        found += counting.counts(row, of_row[BASE], of_row[HEAD], judging.thresholds[number])
+        found.append(_latency(_Latency(row, number, measured, judging, yardstick), judged.get(number)))
+        base = yardstick.prepared(row, of_row)
+        if base is not None:
+            found += counting.counts(row, base, of_row[HEAD], judging.thresholds[number])
     return tuple(found)
 
 
-def _latency(row: Row, measured: Measured, number: int, judgement: Judgement | None, judging: Judging) -> Finding:
+@dataclass(frozen=True, slots=True)
+class _Latency:
+    """A row whose latency is to be told."""
+
+    row: Row
+    number: int
+    measured: Measured
+    judging: Judging
+    yardstick: Yardstick
+
+    def finding(self, verdict: Verdict, reason: str | None = None, remedy: str | None = None) -> Finding:
+        """What is known whatever the verdict."""
+        has_quads = bool(self.measured.quads(self.number, 0))
+        base = self.yardstick.seconds(self.row, self.measured, self.number) if has_quads else None
+        head = seconds_of(self.measured, self.number, HEAD) if has_quads else None
+        change = self.judging.thresholds[self.number][LATENCY]
+        return Finding(self.row, LATENCY, verdict, base, head, change=change, reason=reason, remedy=remedy)
+
+
+def _latency(latency: _Latency, judgement: Judgement | None) -> Finding:
+    if latency.measured.problem:
+        return latency.finding(Verdict.ERROR, latency.measured.problem, counting.BROKEN)
+    if latency.judging.apart:
+        return latency.finding(Verdict.NOT_COMPARABLE, latency.judging.apart, "its counts are compared all the same")
+    if latency.yardstick.is_yardstick(latency.row):
+        return latency.finding(Verdict.PASS)
+    if judgement is None and latency.measured.quads(latency.number, 0):
+        return latency.finding(Verdict.NEW, "the file does not have it")
     if judgement is None:
         reason = "no quad was measured: the device was slowed down, or its power limit held some blocks and not others"
-        return Finding(row, LATENCY, Verdict.INCONCLUSIVE, reason=reason, remedy="cool the device, and run it again")
-    return Finding(
-        row, LATENCY, judgement.verdict, seconds_of(measured, number, BASE), seconds_of(measured, number, HEAD),
-        judgement.ratio, judgement.launches, judging.thresholds[number][LATENCY], judgement.floor,
-        judgement.smallest_effect, judgement.quads, judgement.above, judgement.reason, judgement.remedy,
+        return latency.finding(Verdict.INCONCLUSIVE, reason, "cool the device, and run it again")
+    return replace(
+        latency.finding(judgement.verdict, judgement.reason, judgement.remedy),
+        ratio=judgement.ratio, launches=judgement.launches, floor=judgement.floor, quads=judgement.quads,
+        above=judgement.above, smallest_effect=judgement.smallest_effect,
     )  # fmt: skip
+
+
+def as_baseline(measured: Measured) -> tuple[Finding, ...]:
+    """What is kept of head alone, to be compared with later."""
+    found: list[Finding] = []
+    for number, (row, _) in enumerate(measured.plan.rows):
+        of_row = {arm: prepared[number] for arm, prepared in measured.first.prepared.items()}
+        if number in measured.lost or counting.state(row, of_row):
+            arm, reason = measured.lost.get(number, (HEAD, of_row[HEAD].get("reason")))
+            found.append(Finding(row, LATENCY, Verdict.ERROR, reason=f"{arm}: {reason}", remedy=counting.BROKEN))
+        elif not counting.is_absent(of_row):
+            found.append(Finding(row, LATENCY, Verdict.NEW, head=seconds_of(measured, number, HEAD)))
+            values = {**of_row[HEAD]["counts"], **of_row[HEAD]["backends"], "layout": of_row[HEAD]["layout"]}
+            known = {name: value for name, value in values.items() if value is not None}
+            found += [Finding(row, name, Verdict.NEW, head=value) for name, value in known.items()]
+    return tuple(found)
 
 
 def seconds_of(measured: Measured, number: int, arm: str) -> float:
@@ -183,6 +243,6 @@ def seconds_of(measured: Measured, number: int, arm: str) -> float:
     return statistics.median(math.exp(quad.log(arm)) for quad in quads)
 
 
-def arms(base: Version, head: Version) -> dict[str, Version]:
-    """The processes of a launch, in the order in which they start."""
-    return {BASE: base, HEAD: head, AGAIN: base}
+def arms(base: Version | None, head: Version) -> dict[str, Version]:
+    """The processes of a launch, in the order in which they start; without a base, head is what runs beside itself."""
+    return {BASE: base, HEAD: head, AGAIN: base} if base else {HEAD: head, AGAIN: head}

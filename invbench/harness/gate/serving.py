@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from invbench.harness import keep_quiet, lifeline
-from invbench.harness.gate.counting import MISSING
+from invbench.harness.gate.counting import IN_MEMORY, MISSING
 from invbench.harness.settings import INVOLUTION, Settings, Subject, describe_failure
 from invbench.results import Status
 from invbench.results.check import Row
@@ -80,6 +80,7 @@ class _Service:
         from invbench.harness.clock import Flush
         from invbench.harness.settings import check_clock
         from invbench.harness.timing import cudnn_autotune
+        from invbench.ops import BACKENDS
 
         self.settings = Settings(
             seed=request["seed"], clock=request["clock"], cache=request["cache"], autotune=request["autotune"]
@@ -94,13 +95,19 @@ class _Service:
         with cudnn_autotune(device, self.settings.autotune):
             environment = machine.fingerprint(device)
         return {
-            "device": str(device), "threads": threads, "environment": environment, "measured": str(self.measured),
-            "subjects": [{"subject": each.name, "backend": each.backend} for each in subjects],
+            "device": str(device), "unavailable": {
+                name: reason for name, each in BACKENDS.items() if (reason := each.unavailable(device.type))
+            },
+            "threads": threads, "environment": environment, "measured": str(self.measured),
+            "subjects": [
+                {"subject": each.name, "backend": each.backend, "home": custom.home(str(each.factory))}
+                for each in subjects
+            ],
         }  # fmt: skip
 
     def _prepare(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A row, ready: its status, and what does not depend on the clock."""
-        from invbench.harness import machine
+        from invbench.harness import custom, machine
         from invbench.harness.arms import Preparation
         from invbench.harness.clock import Clock
         from invbench.harness.device_clock import clock_for
@@ -133,7 +140,10 @@ class _Service:
             own = clock()
             self.rows[request["number"]] = _Ready(arm.runnable, arm.runnable.sampler(own), own)
             counts = {"params": arm.result.params, "flop": arm.result.flop, **_memory(arm.runnable, device)}
-        return {**found, "inputs": _digest(arm.runnable), "counts": counts, "backends": _used(subject, row)}
+        return {
+            **found, "inputs": _digest(arm.runnable), "counts": counts, "backends": _used(subject, row),
+            "home": subject.factory and custom.home(subject.factory),
+        }  # fmt: skip
 
     def _warm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """How much makes a block of so many seconds, once two successive windows agree."""
@@ -218,25 +228,19 @@ def _digest(runnable: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def _used(subject: Subject, row: Row) -> dict[str, Any]:
-    """The backend that computes, and the one that ``auto`` would choose, each with its place in the order of preference
-    (a smaller one is better)."""
+def _used(subject: Subject, row: Row) -> dict[str, str]:
+    """The backend that computes a row of ours, and the one that ``auto`` would choose."""
     from invbench.ops import BACKENDS
 
     if subject.name != INVOLUTION or subject.factory is not None:
         return {}
-    case, order = row.case, list(BACKENDS)
+    case, layer = row.case, row.case.layer
     kind = case.device.partition(":")[0]
     able = [b for b in BACKENDS.values() if b.automatic and kind in b.devices and not b.refusal(kind, case.dtype)]
-    fused, layer = BACKENDS[subject.backend].fused, case.layer
-    in_memory = case.scope is Scope.LAYER and (
-        fused is None or fused.refusal(layer, case.dtype, layer.hidden_channels, case.H, case.W) is not None
-    )
-    name = f"{subject.backend}{', its weight in memory' if in_memory else ''}"
-    chosen = able[0].name if able else "none"
-    return {
-        "backend": [name, int(in_memory)], "automatic": [chosen, order.index(chosen) if able else len(order)],
-    }  # fmt: skip
+    fused = BACKENDS[subject.backend].fused
+    is_fused = fused is not None and not fused.refusal(layer, case.dtype, layer.hidden_channels, case.H, case.W)
+    how = IN_MEMORY if case.scope is Scope.LAYER and not is_fused else ""
+    return {"backend": f"{subject.backend}{how}", "automatic": able[0].name if able else "none"}
 
 
 def _asleep() -> float:

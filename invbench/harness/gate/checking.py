@@ -1,0 +1,191 @@
+"""A check from its settings to its record: the rows of a profile, in the versions that are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from invbench.harness.blocks import BLOCK_SECONDS
+from invbench.harness.gate.counting import METRICS
+from invbench.harness.gate.launching import Plan, Tell
+from invbench.harness.gate.running import Judging, Measured, Yardstick, arms, as_baseline, findings, measure
+from invbench.harness.gate.sides import OURS, Home
+from invbench.harness.gate.stored import Stored
+from invbench.harness.gate.workers import RefusedError, Version, Worker
+from invbench.harness.settings import INVOLUTION
+from invbench.results.check import HEAD, LATENCY, Check, Finding, Row, Side
+from invbench.spec import BackendUnavailableError, InvbenchError
+from invbench.study.grid import GridPoint
+from invbench.study.limits import Limits
+
+BLOCKS = 6  # of a row in a quad: two of each arm
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a check measures; stored with its results.
+
+    device: None for the fastest here. budget: seconds of measuring a point, both stages' rows and arms alike. subjects:
+    a user's operators, by name, instead of ours. timeout: seconds in which a process must answer.
+    """
+
+    backends: tuple[str, ...]
+    limits: Limits
+    budget: float = 6.0
+    device: str | None = None
+    clock: str = "eager"
+    cache: str = "hot"
+    seed: int = 0
+    autotune: bool = True
+    subjects: tuple[str, ...] = ()
+    timeout: float = 300.0
+
+    @property
+    def hello(self) -> dict[str, Any]:
+        """What every process is asked first."""
+        names = ("device", "clock", "cache", "seed", "autotune")
+        return {**{name: getattr(self, name) for name in names}, "subjects": []}
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What there is: the device, its usable cores, the machine's fingerprint, the user's operators and their home."""
+
+    device: str
+    threads: int
+    environment: Mapping[str, Any]
+    subjects: tuple[tuple[str, str, str], ...]
+    home: Home
+
+
+def greet(worker: Worker, settings: Settings, named: Sequence[str] = ()) -> Welcome:
+    """Ask a process of head what there is; raises InvbenchError for what is wrong with the settings.
+
+    named: backends that were asked for by name, of which each has to be able to run.
+    """
+    try:
+        found = worker.ask({"do": "hello", **settings.hello, "subjects": settings.subjects}, settings.timeout)
+    except RefusedError as refusal:
+        raise InvbenchError(str(refusal)) from None
+    for name in named:
+        if reason := found["unavailable"].get(name):
+            raise BackendUnavailableError(f"--backend {name}: {reason}")
+    homes = {each["home"] for each in found["subjects"]}
+    if len(homes) > 1:
+        raise InvbenchError(
+            f"--subject names operators of several packages: got {', '.join(settings.subjects)}; check each on its own"
+        )
+    home = OURS
+    if settings.subjects:
+        home = Home(settings.subjects[0].partition(":")[0].partition(".")[0], Path(homes.pop() or Path.cwd()))
+    subjects = tuple(
+        (each["subject"], each["backend"], name)
+        for each, name in zip(found["subjects"], settings.subjects, strict=True)
+    )
+    return Welcome(found["device"], found["threads"], found["environment"], subjects, home)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A check of some points. head: the version that is judged."""
+
+    settings: Settings
+    welcome: Welcome
+    head: Version
+    points: Sequence[GridPoint]
+    tell: Tell
+    rows: tuple[tuple[Row, str | None], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(_rows(self.points, self.settings, self.welcome)))
+
+    def against(
+        self, base: Version, kind: str, differs: str | None = None, started: Mapping[str, Worker] | None = None
+    ) -> tuple[Check, bool]:
+        """Head against a base that runs beside it; and whether Ctrl-C ended it.
+
+        differs: what one depends on and the other does not, for which their latencies are not comparable.
+        """
+        judging, plan = self._judging(), self._plan()
+        if differs:
+            reason = f"their dependencies differ: {differs}; each needs an environment of its own (--base-python)"
+            judging, plan = replace(judging, launches=1, apart=reason), replace(plan, quads=0)
+        yardstick = Yardstick()
+        measured = measure(arms(base, self.head), plan, judging, yardstick, self.tell, started)
+        return self._check(kind, base.side, measured, findings(measured, judging, yardstick)), measured.interrupted
+
+    def against_file(self, stored: Stored, started: Mapping[str, Worker], whole: bool) -> tuple[Check, bool]:
+        """Head against what a file says of an earlier version. whole: rows that only the file has are missing."""
+        judging = replace(self._judging(), apart=stored.apart(self.welcome.environment))
+        measured = measure(arms(None, self.head), self._plan(stored.layouts), judging, stored, self.tell, started)
+        found = findings(measured, judging, stored)
+        if whole:
+            found += tuple(stored.missing(row for row, _ in self.rows))
+        return self._check("file", stored.kept.head, measured, found), measured.interrupted
+
+    def baseline(self, started: Mapping[str, Worker]) -> tuple[Check, bool]:
+        """Head alone, as a file keeps it."""
+        nothing = replace(self._judging(), visible=math.inf)
+        measured = measure(arms(None, self.head), self._plan(), nothing, _Alone(), self.tell, started)
+        return self._check("baseline", self.head.side, measured, as_baseline(measured)), measured.interrupted
+
+    def _plan(self, layouts: Mapping[Row, str] | None = None) -> Plan:
+        limits = self.settings.limits
+        shortest, longest = BLOCK_SECONDS
+        of_a_point = max(1, len(self.rows) // max(1, len(self.points)))
+        blocks = BLOCKS * limits.launches * limits.quads * of_a_point
+        return Plan(
+            self.rows, self.settings.hello, limits.quads,
+            min(longest, max(shortest, self.settings.budget / blocks)), self.settings.timeout, self.settings.seed,
+            {n: layout for n, (row, _) in enumerate(self.rows) if (layout := (layouts or {}).get(row))},
+        )  # fmt: skip
+
+    def _judging(self) -> Judging:
+        limits, fields = self.settings.limits, {point.case: point.fields for point in self.points}
+        thresholds = {
+            number: {name: limits.threshold(name, fields[row.case]) for name in (LATENCY, *METRICS)}
+            for number, (row, _) in enumerate(self.rows)
+        }
+        return Judging(limits.launches, limits.visible, thresholds)
+
+    def _check(self, kind: str, base: Side, measured: Measured, found: tuple[Finding, ...]) -> Check:
+        environments = measured.first.environments
+        of_head = environments[HEAD]
+        of_base = environments.get("base", base.environment or of_head)
+        return Check(
+            kind, replace(base, environment=of_base), replace(self.head.side, environment=of_head), found,
+            measured.series(), injected=self.head.slowdown or None, differences=_differences(of_base, of_head),
+            seconds=measured.seconds,
+        )  # fmt: skip
+
+
+class _Alone(Yardstick):
+    """Nothing is compared."""
+
+    def evidence(self, measured: Measured, judging: Judging) -> dict[int, Any]:  # noqa: ARG002
+        return {}
+
+
+def _rows(points: Sequence[GridPoint], settings: Settings, welcome: Welcome) -> list[tuple[Row, str | None]]:
+    """The user's operators, or involution by each backend, and the convolution that the ratios of a point are to."""
+    found: list[tuple[Row, str | None]] = []
+    for point in points:
+        ours = [] if welcome.subjects else [(INVOLUTION, backend, None) for backend in settings.backends]
+        for subject, backend, factory in (*welcome.subjects, *ours):
+            found.append((Row(point.case, subject, backend), factory))
+        if point.baseline:
+            found.append((Row(point.case, point.baseline, "torch", is_control=True), None))
+    return found
+
+
+def _differences(base: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The versions in which two fingerprints differ."""
+    flat = [{"python": each.get("python"), **(each.get("versions") or {})} for each in (base, head)]
+    return {
+        name: (flat[0].get(name), flat[1].get(name))
+        for name in dict.fromkeys((*flat[0], *flat[1]))
+        if flat[0].get(name) != flat[1].get(name)
+    }
