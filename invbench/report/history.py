@@ -39,7 +39,7 @@ class Line:
     @property
     def name(self) -> str:
         """As in every table."""
-        return row_name(self.track.row.subject, self.track.row.backend, self.track.row.case)
+        return printable(row_name(self.track.row.subject, self.track.row.backend, self.track.row.case))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Story:
     @property
     def control(self) -> str:
         """What the latencies stand over: its name if it is one for all."""
-        names = {line.track.control.subject for line in self.lines if line.track.control}
+        names = {printable(line.track.control.subject) for line in self.lines if line.track.control}
         return names.pop() if len(names) == 1 else "control"
 
 
@@ -131,7 +131,7 @@ def above(told: Story) -> list[str]:
     different = {tuple(point.axes.values()): point for point in told.points}
     return [
         f"{plural(len(runs), 'run')} of invbench check, {when}: {title_of(list(different.values()))}",
-        machine(told.machines), METHOD,
+        printable(machine(told.machines)), METHOD,
     ]  # fmt: skip
 
 

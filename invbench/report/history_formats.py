@@ -13,8 +13,7 @@ from invbench.report.history import Story, above, latest_grid, notes, sentences,
 from invbench.report.markdown import markdown_table
 from invbench.report.table import canvas, finished, fits, piece_of, table_of, terminal_width
 from invbench.report.web.history import render_history_html
-from invbench.results import ResultSet
-from invbench.results.history import History
+from invbench.results.history import History, to_document
 from invbench.verdict.history import ChangePoint, Reading, Track, change_points
 
 
@@ -59,14 +58,7 @@ def render_history_parquet(history: History) -> bytes:
 def render_history_json(history: History) -> str:
     """A result document with the checks of all runs, the runs themselves, and the readings of each row."""
     told = story(history)
-    document = json.loads(ResultSet.merged(history.runs, told.latest.command, told.latest.created).to_json())
-    document["runs"] = [
-        {
-            "created": run.created, "command": run.command, "tool": {"name": "invbench", "version": run.tool_version},
-            "checks": len(run.checks),
-        }
-        for run in history.runs
-    ]  # fmt: skip
+    document = to_document(history)
     tracks = [*((line.track, line.levels) for line in told.lines), *((track, None) for track in told.gone)]
     document["tracks"] = [
         {

@@ -28,7 +28,9 @@ def _load(path: Path) -> ResultSet | History:
             return History(history.read(path))
         if beginning.startswith(journal.FIRST) or path.suffix.lower() == ".jsonl":
             return journal.read_document(path)
-        return ResultSet.from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = ResultSet.from_json(text)
+        return (history.from_document(text) or found) if found.checks else found
     except OSError as error:
         raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a result file") from error
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,28 @@ def to_line(results: ResultSet) -> dict[str, Any]:
         "command": results.command, "environment": dict(results.environment), "settings": dict(results.settings),
         "interrupted": results.interrupted, "checks": [check.without_series().to_dict() for check in results.checks],
     }  # fmt: skip
+
+
+def to_document(history: History) -> dict[str, Any]:
+    """A result document with the checks of all runs, and what else their lines hold as ``runs``."""
+    latest = history.runs[-1]
+    document: dict[str, Any] = json.loads(ResultSet.merged(history.runs, latest.command, latest.created).to_json())
+    document["checks"] = [check for run in history.runs for check in to_line(run)["checks"]]
+    document["runs"] = [{**to_line(run), "checks": len(run.checks)} for run in history.runs]
+    return document
+
+
+def from_document(text: str) -> History | None:
+    """The inverse; None for every other document."""
+    document = json.loads(text) if '"runs"' in text else None
+    if not isinstance(document, dict) or not document.get("runs"):
+        return None
+    try:
+        checks = iter(document["checks"])
+        lines = [{**run, "checks": list(islice(checks, run["checks"]))} for run in document["runs"]]
+        return History.of(map(_from_line, lines))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvbenchError(f"incomplete history ({type(error).__name__}: {error}); make it again") from error
 
 
 def _from_line(line: Mapping[str, Any]) -> ResultSet:

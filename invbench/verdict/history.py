@@ -23,6 +23,7 @@ FEWEST = 8  # runs, below which no change point is looked for
 SHORTEST = 3  # runs of a level; fewer are outliers
 CLIP = 2.5  # standard deviations from the median of a run and its neighbours, beyond which a value is an outlier's
 NEIGHBOURS = 2  # on either side
+LEAST_CHANGE = 0.005  # a share: levels that differ by less are one, whatever the noise
 LEAST_NOISE = 0.001  # a share: latencies that agree better than this are not told apart
 NORMAL_QUARTILE = 0.6745  # of a normal distribution with standard deviation 1
 
@@ -166,7 +167,15 @@ def levels(track: Track) -> list[tuple[Reading, ...]]:
     """The judged readings of each level, the oldest first. Raises ImportError where ruptures is not installed."""
     values = [math.log(value) for reading in track.judged if (value := track.value_of(reading))]
     bounds = [0, *level_starts(values), len(values)]
-    return [track.judged[start:end] for start, end in pairwise(bounds) if end > start]
+    found = [(track.judged[start:end], values[start:end]) for start, end in pairwise(bounds) if end > start]
+    kept = found[:1]
+    for readings, own in found[1:]:
+        before, old = kept[-1]
+        if abs(statistics.median(own) - statistics.median(old)) < LEAST_CHANGE:
+            kept[-1] = (before + readings, old + own)
+        else:
+            kept.append((readings, own))
+    return [readings for readings, _ in kept]
 
 
 def change_points(track: Track, found: Sequence[Sequence[Reading]]) -> list[ChangePoint]:

@@ -123,7 +123,7 @@ def _figure(runs: int, unit: str) -> Figure:
         x_range=Range1d(start=0.5 - 0.02 * runs, end=runs + 0.5 + 0.02 * runs),
         y_range=DataRange1d(range_padding=0.15),
     )  # fmt: skip
-    made.xaxis.ticker = BasicTicker(min_interval=1, desired_num_ticks=5, num_minor_ticks=0)
+    made.xaxis.ticker = BasicTicker(min_interval=1, desired_num_ticks=4, num_minor_ticks=0)
     # Runs of one row differ by percents, between which the powers of a logarithmic axis have no ticks.
     made.yaxis.ticker = BasicTicker(desired_num_ticks=5, num_minor_ticks=0)
     made.xgrid.visible = False
