@@ -12,7 +12,9 @@ import typer
 from invbench.cli import options
 from invbench.cli.options import option
 from invbench.report import BINARY, FORMATS, SUFFIXES, output
+from invbench.results import ResultSet
 from invbench.results.files import load, load_all
+from invbench.results.history import History
 from invbench.spec import InvbenchError
 
 ALL_FORMATS: Mapping[str, Callable[..., str | bytes]] = {**FORMATS, **BINARY}
@@ -25,7 +27,7 @@ File = Annotated[
 
 def report(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="Result documents (.json), journals (.jsonl).")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Result documents (.json), journals, histories.")
     ] = None,
     format_name: Annotated[str | None, option("--format", "Format. [default: table]", *ALL_FORMATS)] = None,
     file: File = None,
@@ -33,9 +35,21 @@ def report(
     """Results to table, Markdown, CSV, Parquet, JSON or a page; several files are merged."""
     chosen = _format(format_name, file, ALL_FORMATS)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    results = load_all(files or (), options.command_line(file), created)
-    _give(ALL_FORMATS[chosen](results), file)
+    found = load_all(files or (), options.command_line(file), created)
+    _give(_rendered(found, chosen), file)
     return 0
+
+
+def _rendered(found: ResultSet | History, chosen: str) -> str | bytes:
+    if not isinstance(found, History):
+        return ALL_FORMATS[chosen](found)
+    from invbench.report.history_formats import HISTORY_FORMATS
+
+    if chosen not in HISTORY_FORMATS:
+        raise InvbenchError(
+            f"--format of a history takes {', '.join(HISTORY_FORMATS)}: got {chosen!r}; name the document of one check"
+        )
+    return HISTORY_FORMATS[chosen](found)
 
 
 def compare(

@@ -27,6 +27,11 @@ def render_csv(results: ResultSet) -> str:
 
 def render_parquet(results: ResultSet) -> bytes:
     """The rows and columns of the CSV with their types; raises InvbenchError where pyarrow is not installed."""
+    return parquet_of([result.to_dict() for result in results.results])
+
+
+def parquet_of(objects: list[dict[str, Any]]) -> bytes:
+    """Objects as Parquet, one row each; raises InvbenchError where pyarrow is not installed."""
     try:
         import pyarrow  # noqa: F401 -- pandas would say so in several lines
     except ImportError as error:
@@ -35,7 +40,7 @@ def render_parquet(results: ResultSet) -> bytes:
         ) from error
     import pandas as pd
 
-    columns, rows = flat_table([result.to_dict() for result in results.results])
+    columns, rows = flat_table(objects)
     frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
     file = io.BytesIO()
     frame.astype({name: _type_of(frame[name]) for name in columns}).to_parquet(file, engine="pyarrow", index=False)

@@ -188,7 +188,7 @@ function fillMap(figure, rows) {
   figure.source("cells").data = columns(cells, ["x", "y", "log2", "text", "told", "count", "ink"]);
 }
 
-const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap, scatter: fillScatter, curves: fillCurves };
+const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap, scatter: fillScatter, curves: fillCurves, history: fillHistory };
 
 // --- Colours of axes by the colour scheme ---
 
