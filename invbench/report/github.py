@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from invbench.report.columns import name_of
 from invbench.report.gate.answer import counts_as, summary_sentence
 from invbench.report.gate.details import reason_of
 from invbench.report.gate.grids import label, places_of
-from invbench.report.gate.told import Group, Told, groups_of
+from invbench.report.gate.told import Group, groups_of
 from invbench.report.notes import label as label_of
 from invbench.report.text import plural, printable
 from invbench.results import ResultSet, Status
-from invbench.results.check import Finding, Verdict
-from invbench.verdict.points import points_of
+from invbench.results.check import Check, Finding, Verdict
+from invbench.verdict.points import Point, points_of
 
 LEVELS = {
     Verdict.FAIL: "error", Verdict.MISSING: "error", Verdict.ERROR: "error", Verdict.INCONCLUSIVE: "warning",
@@ -62,15 +62,16 @@ def _group(group: Group) -> Iterator[str]:
         yield command(OUTCOMES[group.mark], "invbench check --self-test", group.answer)
         return
     (part,) = group.parts
-    found = [line for finding in part.check.findings for line in _finding(part, finding)]
+    places = places_of(part.check)
+    found = [line for finding in part.check.findings for line in _finding(part.check, finding, places)]
     quiet = part.check.findings and not found
     if quiet or not part.check.findings:
         yield command("notice" if quiet else "error", "invbench check", summary_sentence(part.check))
     yield from found
 
 
-def _finding(part: Told, finding: Finding) -> Iterator[str]:
-    level = "error" if counts_as(part.check, finding) is Verdict.FAIL else LEVELS.get(finding.verdict)
+def _finding(check: Check, finding: Finding, places: Sequence[Point]) -> Iterator[str]:
+    level = "error" if counts_as(check, finding) is Verdict.FAIL else LEVELS.get(finding.verdict)
     if level:
-        where = f"{label(finding.row, places_of(part.check))}, {finding.metric}"
+        where = f"{label(finding.row, places)}, {finding.metric}"
         yield command(level, f"{finding.verdict}: {where}", *filter(None, [reason_of(finding), finding.remedy]))

@@ -15,7 +15,7 @@ from invbench.report.headline import title_of
 from invbench.report.text import printable
 from invbench.results import Result, ResultSet, Status
 from invbench.results.check import LATENCY, Check, Finding, Verdict
-from invbench.verdict.points import Point, points_of, varying
+from invbench.verdict.points import points_of, varying
 
 FAILURE, ERROR, SKIPPED = "failure", "error", "skipped"
 STATUSES = {Status.UNAVAILABLE: SKIPPED, Status.MISMATCH: FAILURE}  # any other that is not ok is an error
@@ -103,7 +103,7 @@ def _finding(check: Check, finding: Finding) -> _TestCase:
     row, head = finding.row, finding.head
     outcome, message = _outcome(check, finding)
     return _TestCase(
-        f"{row.subject}/{row.backend}", f"{title_of([_point(finding)])}: {finding.metric}",
+        f"{row.subject}/{row.backend}", f"{title_of([place_of(row)])}: {finding.metric}",
         head if finding.metric == LATENCY and isinstance(head, int | float) else None,
         outcome, str(finding.verdict), message if outcome else "",
     )  # fmt: skip
@@ -119,7 +119,3 @@ def _outcome(check: Check, finding: Finding) -> tuple[str | None, str]:
             return FAILURE, f"{finding.verdict}: the injected slowdown was not found"
     failed = counts_as(check, finding) is Verdict.FAIL
     return FAILURE if failed else VERDICTS.get(finding.verdict), told
-
-
-def _point(finding: Finding) -> Point:
-    return place_of(finding.row)

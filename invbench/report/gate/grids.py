@@ -43,10 +43,10 @@ def latency_grid(check: Check, brief: bool = False) -> Grid:
 
     brief: ratios without how far launches were apart.
     """
-    return Grid(
-        [*_leading(check), "base", "head", "head / base", "floor", "visible", "verdict"],
-        len(_leading(check)), [_latency_line(check, finding, brief) for finding in check.latencies],
-    )  # fmt: skip
+    places = places_of(check)
+    axes, leading = varying(places), _leading(places)
+    lines = [[*_lead(finding, axes), *_latency_cells(finding, brief)] for finding in check.latencies]
+    return Grid([*leading, "base", "head", "head / base", "floor", "visible", "verdict"], len(leading), lines)
 
 
 def changes(check: Check) -> list[Finding]:
@@ -56,15 +56,12 @@ def changes(check: Check) -> list[Finding]:
 
 def changes_grid(check: Check) -> Grid:
     """A line for each of ``changes``."""
+    places = places_of(check)
+    axes, leading = varying(places), [*_leading(places), "metric"]
     lines = [
-        [
-            *_lead(check, finding), Cell(finding.metric, finding.metric),
-            *_values(finding),
-            _change(finding), _verdict(finding),
-        ]
-        for finding in changes(check)
+        [*_lead(f, axes), Cell(f.metric, f.metric), *_values(f), _change(f), _verdict(f)] for f in changes(check)
     ]  # fmt: skip
-    return Grid([*_leading(check), "metric", "base", "head", "change", "verdict"], len(_leading(check)) + 1, lines)
+    return Grid([*leading, "base", "head", "change", "verdict"], len(leading), lines)
 
 
 def ratio_in_words(ratio: Interval, brief: bool = False) -> str:
@@ -77,20 +74,19 @@ def ratio_in_words(ratio: Interval, brief: bool = False) -> str:
     return f"{words} [{three_digits(low)}, {three_digits(high)}]"
 
 
-def _leading(check: Check) -> list[str]:
-    return [*axis_headings(places_of(check)), "backend"]
+def _leading(places: Sequence[Point]) -> list[str]:
+    return [*axis_headings(places), "backend"]
 
 
-def _lead(check: Check, finding: Finding) -> list[Cell]:
-    axes, name = place_of(finding.row).axes, printable(name_of(finding.row))
-    cells = [Cell(axis_text(axes[axis]), axes[axis]) for axis in varying(places_of(check))]
-    return [*cells, Cell(name, name)]
+def _lead(finding: Finding, axes: Sequence[str]) -> list[Cell]:
+    place, name = place_of(finding.row).axes, printable(name_of(finding.row))
+    return [*(Cell(axis_text(place[axis]), place[axis]) for axis in axes), Cell(name, name)]
 
 
-def _latency_line(check: Check, finding: Finding, brief: bool) -> list[Cell]:
+def _latency_cells(finding: Finding, brief: bool) -> list[Cell]:
     ratio = finding.ratio
     return [
-        *_lead(check, finding), *(_seconds(value) for value in (finding.base, finding.head)),
+        *(_seconds(value) for value in (finding.base, finding.head)),
         Cell(ratio_in_words(ratio, brief), ratio.median) if ratio else Cell(MISSING),
         *(Cell(MISSING) if share is None else Cell(f"{share:.1%}", share)
           for share in (finding.floor, finding.smallest_effect)),
