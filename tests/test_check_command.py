@@ -84,8 +84,8 @@ class Project:
         for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
             environment.pop(name, None)
         command = [
-            sys.executable, "-m", "invbench", "check", "small.toml", "--subject", "operator_of_mine:factory", "--device",
-            "cpu", *arguments,
+            sys.executable, "-m", "invbench", "check", "small.toml", "--subject", "operator_of_mine:factory",
+            "--device", "cpu", *arguments,
         ]  # fmt: skip
         return subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -12,6 +12,7 @@ import typer
 from invbench.cli import options
 from invbench.cli.options import option
 from invbench.report import BINARY, FORMATS, SUFFIXES, output
+from invbench.report.comparison import COMPARISON_FORMATS
 from invbench.results import ResultSet
 from invbench.results.files import load, load_all
 from invbench.results.history import History
@@ -32,7 +33,7 @@ def report(
     format_name: Annotated[str | None, option("--format", "Format. [default: table]", *ALL_FORMATS)] = None,
     file: File = None,
 ) -> int:
-    """Results to table, Markdown, CSV, Parquet, JSON or a page; several files are merged."""
+    """Results to table, Markdown, CSV, Parquet, JSON, a page, or what CI shows; several files are merged."""
     chosen = _format(format_name, file, ALL_FORMATS)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     found = load_all(files or (), options.command_line(file), created)
@@ -55,14 +56,13 @@ def _rendered(found: ResultSet | History, chosen: str) -> str | bytes:
 def compare(
     a: Annotated[Path | None, typer.Argument(metavar="A", help="Result file, before.")] = None,
     b: Annotated[Path | None, typer.Argument(metavar="B", help="Result file, after.")] = None,
-    format_name: Annotated[str | None, option("--format", "Format. [default: table]", *FORMATS)] = None,
+    format_name: Annotated[str | None, option("--format", "Format. [default: table]", *COMPARISON_FORMATS)] = None,
     file: File = None,
 ) -> int:
     """Two result files, same points side by side: what became faster or slower from A to B."""
     if a is None or b is None:
         raise InvbenchError(f"compare takes two result files, A and B: got {'one' if a else 'none'}; name both")
-    chosen = _format(format_name, file, FORMATS)
-    from invbench.report.comparison import COMPARISON_FORMATS
+    chosen = _format(format_name, file, COMPARISON_FORMATS)
     from invbench.verdict import changes
 
     comparison = changes.compare(load(a), load(b))
