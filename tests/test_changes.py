@@ -164,7 +164,7 @@ def test_every_format_renders(pair: tuple[ResultSet, ResultSet], name: str, monk
 
 
 def test_there_is_a_comparison_in_every_format_of_text() -> None:
-    assert set(COMPARISON_FORMATS) == set(FORMATS)
+    assert set(COMPARISON_FORMATS) == set(FORMATS) - {"junit", "github"}  # in which rows pass or fail
 
 
 def test_json_has_everything() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -335,6 +336,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "csv": lambda text: list(csv.DictReader(io.StringIO(text), strict=True))[5],
     "markdown": lambda text: text.index("| naive |"),
     "html": lambda text: html.parser.HTMLParser().feed(text),
+    "junit": lambda text: ElementTree.fromstring(text.encode())[0][5],
 }
 
 

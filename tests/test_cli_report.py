@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checks import checked, slower
 from sweeps import OTHER, sweep
 
 from invbench import cli
@@ -29,6 +30,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     documents = {
         "a.json": sweep({"K": [3]}), "b.json": sweep({"K": [5, 7]}), "other.json": sweep({"K": [3]}, environment=OTHER),
+        "check.json": checked(slower()),
     }  # fmt: skip
     for name, results in documents.items():
         (tmp_path / name).write_text(results.to_json())
@@ -51,12 +53,24 @@ def test_each_format_goes_to_standard_output(name: str, files: Path, monkeypatch
         assert read.command == "invbench report a.json b.json --format json"
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_checks_and_rows_are_told_together(name: str, files: Path, monkeypatch: Any, capsys: Any) -> None:
+    assert run(["report", "check.json", "--format", name], monkeypatch) == 0
+    alone = capsys.readouterr().out
+    assert run(["report", "check.json", "a.json", "--format", name], monkeypatch) == 0
+    both = capsys.readouterr().out
+    assert "FAIL" in alone
+    assert "FAIL" in both
+    assert "separable" not in alone
+    assert "separable" in both or name == "github"  # whose rows failed only
+
+
 def test_one_file_keeps_its_command(files: Path, monkeypatch: Any, capsys: Any) -> None:
     assert run(["report", "a.json", "--format", "json"], monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["command"] == "invbench sweep"
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".json", ".csv", ".md", ".html", ".parquet"])
+@pytest.mark.parametrize("suffix", [".txt", ".json", ".csv", ".md", ".html", ".parquet", ".xml"])
 def test_output_by_suffix_leaves_standard_output_empty(suffix: str, files: Path, monkeypatch: Any, capsys: Any) -> None:
     assert run(["report", "a.json", "--output", f"out{suffix}"], monkeypatch) == 0
     assert capsys.readouterr().out == ""
@@ -83,7 +97,9 @@ def test_output_by_suffix_leaves_standard_output_empty(suffix: str, files: Path,
         (["compare", "a.json"], "A and B"),
         (["compare", "a.json", "nope.json"], "nope.json"),
         (["compare", "a.json", "b.json", "--format", "parquet"], "--format"),
+        (["compare", "a.json", "b.json", "--format", "junit"], "--format"),
         (["compare", "a.json", "b.json", "--output", "a.parquet"], "--output"),
+        (["compare", "a.json", "b.json", "--output", "a.xml"], "--output"),
     ],
     ids=" ".join,
 )

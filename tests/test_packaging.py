@@ -53,10 +53,10 @@ def test_the_extra_for_tests_has_what_the_tests_import() -> None:
     assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report,train]"
 
 
-def test_the_extra_for_reports_has_what_plots_and_parquet_need() -> None:
+def test_the_extra_for_reports_has_what_plots_parquet_and_change_points_need() -> None:
     names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["report"]}
-    assert names == {"bokeh", "pyarrow"}
-    for name in ("page.js", "plots.js", "scatter.js", "curves.js", "style.css"):
+    assert names == {"bokeh", "pyarrow", "ruptures"}
+    for name in ("page.js", "plots.js", "scatter.js", "curves.js", "history.js", "style.css"):
         assert importlib.resources.files("invbench.report.web").joinpath(name).is_file()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from histories import runs
 from sweeps import OTHER, at, failed, rows_at, sweep
 from test_report import NAMES, everything
 from test_results import CASE, document, row
@@ -21,7 +22,9 @@ from test_results import CASE, document, row
 from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS
 from invbench.report.headline import sentences
+from invbench.report.history_formats import HISTORY_FORMATS
 from invbench.results import ResultSet, Status
+from invbench.results.history import History
 from invbench.results.quantities import Memory
 from invbench.verdict.changes import compare
 
@@ -364,3 +367,33 @@ def test_a_comparison_filters_too(browser: Any, tmp_path: Path) -> None:
     assert complaints(browser) == []
     assert {cells[4] for cells in visible(browser)} == {"-"}
     assert len(visible(browser)) == 9
+
+
+def plotted(browser: Any) -> list[str]:
+    """The headings of the pictures that are shown."""
+    script = "return [...document.querySelectorAll('.plots > div')].filter((d) => !d.hidden).map((d) => d.innerText)"
+    return [text.split("\n")[0] for text in browser.execute_script(script)]
+
+
+@in_browser
+def test_a_history_draws_filters_and_changes_its_unit(browser: Any, tmp_path: Path) -> None:
+    step = History.of(runs(60, {"numba": (40, 1.12)}, noise=0.002))
+    opened(browser, str(HISTORY_FORMATS["html"](step)), tmp_path)
+    assert complaints(browser) == []
+    assert requests(browser) <= {"file", "data"}
+    assert plotted(browser) == ["conv2d", "numba", "compiled", "naive"]
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [60] * 4
+    assert source(browser, "changes", "x") == [[], [40.5], [], []]
+    assert [len(levels) for levels in source(browser, "levels", "ys")] == [1, 2, 1, 1]
+    in_ms = source(browser, "levels", "ys")[1]
+    choose(browser, "[data-state=value]", "relative")
+    over = source(browser, "levels", "ys")[1]
+    assert over[0][0] == pytest.approx(in_ms[0][0] / 2, rel=0.02)
+    assert over[1][0] / over[0][0] == pytest.approx(1.12, rel=0.01)
+    choose(browser, "[data-filter=change]", "yes")
+    assert plotted(browser) == ["numba"]
+    assert [cells[0] for cells in visible(browser, "point")] == ["numba"]
+    browser.execute_script("document.getElementById('reset').click()")
+    assert len(plotted(browser)) == 4
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert complaints(browser) == []

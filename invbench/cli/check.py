@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,16 +17,19 @@ from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output
+from invbench.report.actions import tell_actions
 from invbench.report.progress import Teller, progress
 from invbench.results import ResultSet
 from invbench.results.check import HEAD, Check
 from invbench.results.files import load
+from invbench.results.history import append, check_appendable
 from invbench.spec import CACHES, CLOCKS, InvbenchError
 from invbench.study import profile
 from invbench.study.expression import Expression
 from invbench.study.grid import FIELDS
 from invbench.study.limits import parse_share
-from invbench.verdict.gate import exit_code, self_test_code
+from invbench.verdict.gate import exit_code
+from invbench.verdict.self_test import self_test as proof
 
 if TYPE_CHECKING:
     from invbench.harness.gate.checking import Gate, Settings
@@ -129,6 +133,8 @@ def check(
     file_format = options.file_format(file, format_name)
     if update and baseline_file is not None:
         output.check_writable(baseline_file)
+    if history is not None:
+        check_appendable(history)
     keep_quiet()
     is_whole = not (keep or named)
     try:
@@ -146,10 +152,15 @@ def check(
         environment=checks[0].head.environment, settings={**asdict(settings), "profile": study.name},
         interrupted=is_interrupted, checks=checks,
     )  # fmt: skip
-    code = self_test_code(*checks) if self_test and not is_interrupted else exit_code(checks, is_interrupted)
+    code = proof(checks).exit_code if self_test and not is_interrupted else exit_code(checks, is_interrupted)
     if update and baseline_file is not None and code == 0:
         output.write(baseline_file, FORMATS["json"](results))
-    options.hand_over(results, format_name, file, file_format)
+    try:
+        options.hand_over(results, format_name, file, file_format)
+    finally:
+        output.complain(tell_actions(results, os.environ))
+        if history is not None and not update:
+            append(history, results)
     return code
 
 

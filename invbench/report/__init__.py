@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from invbench.report.data import render_csv, render_json, render_parquet
+from invbench.report.gate.text import render_checks_markdown, render_checks_table
+from invbench.report.github import render_github
+from invbench.report.junit import render_junit
+from invbench.report.kinds import told_apart
 from invbench.report.markdown import render_markdown
 from invbench.report.table import render_table
 from invbench.report.web import render_html
@@ -13,15 +17,19 @@ from invbench.results import ResultSet
 from invbench.spec import InvbenchError
 
 FORMATS: dict[str, Callable[[ResultSet], str]] = {
-    "table": render_table,
+    "table": told_apart(render_table, render_checks_table),
     "json": render_json,
     "csv": render_csv,
-    "markdown": render_markdown,
+    "markdown": told_apart(render_markdown, render_checks_markdown),
     "html": render_html,
+    "junit": render_junit,
+    "github": render_github,
 }
 # Formats that are no text, and go to a file only.
 BINARY: dict[str, Callable[[ResultSet], bytes]] = {"parquet": render_parquet}
-SUFFIXES = {".txt": "table", ".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html"}
+SUFFIXES = {
+    ".txt": "table", ".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html", ".xml": "junit",
+}  # fmt: skip
 
 
 def format_for(path: Path) -> str:

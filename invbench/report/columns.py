@@ -69,10 +69,11 @@ def columns(results: ResultSet) -> list[Column]:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in a table, and what it is sorted by; None goes last."""
+    """What stands in a table, and what it is sorted by; None goes last. mark: good, doubt or bad, which colours it."""
 
     text: str
     value: float | str | None = None
+    mark: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from invbench.report.text import printable
 from invbench.results import ResultSet
+from invbench.results.check import Check, Finding
 from invbench.spec import InvbenchError
 
 # Raw series, which stay in the JSON: samples, and what came of training after each epoch.
@@ -21,12 +22,17 @@ def render_json(results: ResultSet) -> str:
 
 
 def render_csv(results: ResultSet) -> str:
-    """One line a row, nested fields joined by dots; raw samples and curves stay in the JSON."""
-    return csv_of([result.to_dict() for result in results.results])
+    """One line a row or finding, nested fields joined by dots; raw samples and curves stay in the JSON."""
+    return csv_of(_objects(results))
 
 
 def render_parquet(results: ResultSet) -> bytes:
     """The rows and columns of the CSV with their types; raises InvbenchError where pyarrow is not installed."""
+    return parquet_of(_objects(results))
+
+
+def parquet_of(objects: list[dict[str, Any]]) -> bytes:
+    """Objects as Parquet, one row each; raises InvbenchError where pyarrow is not installed."""
     try:
         import pyarrow  # noqa: F401 -- pandas would say so in several lines
     except ImportError as error:
@@ -35,11 +41,31 @@ def render_parquet(results: ResultSet) -> bytes:
         ) from error
     import pandas as pd
 
-    columns, rows = flat_table([result.to_dict() for result in results.results])
+    columns, rows = flat_table(objects)
     frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
     file = io.BytesIO()
     frame.astype({name: _type_of(frame[name]) for name in columns}).to_parquet(file, engine="pyarrow", index=False)
     return file.getvalue()
+
+
+def _objects(results: ResultSet) -> list[dict[str, Any]]:
+    """Rows, and then the findings of checks."""
+    rows = [result.to_dict() for result in results.results]
+    checks = enumerate(results.checks, 1)
+    return [*rows, *(_finding(number, check, finding) for number, check in checks for finding in check.findings)]
+
+
+def _finding(number: int, check: Check, finding: Finding) -> dict[str, Any]:
+    """A finding with the two sides of its check; a column has words or numbers, and never both."""
+    values = {"base": finding.base, "head": finding.head}
+    numbers = {name: None if isinstance(value, str) else value for name, value in values.items()}
+    words = {f"{name}_name": value if isinstance(value, str) else None for name, value in values.items()}
+    sides = {"check.base": check.base, "check.head": check.head}
+    return {
+        "check": {"number": number, "kind": check.kind, "injected": check.injected},
+        **{f"{name}.{key}": getattr(side, key) for name, side in sides.items() for key in ("name", "commit")},
+        **finding.to_dict(), **numbers, **words,
+    }  # fmt: skip
 
 
 def _type_of(values: Iterable[object]) -> str:

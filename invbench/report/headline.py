@@ -79,15 +79,16 @@ def _over(points: Sequence[Point], axes: Sequence[str]) -> str:
 def machine(results: ResultSet) -> str:
     """The machine, the versions and the peaks of the run; several machines one after the other."""
     if not results.machines:
-        return _machine(results.environment, _peaks(results, None))
+        return machine_of(results.environment, _peaks(results, None))
     names = machine_names(results)
     return " | ".join(
-        f"{printable(names[key])}: {_machine(environment, _peaks(results, key))}"
+        f"{printable(names[key])}: {machine_of(environment, _peaks(results, key))}"
         for key, environment in results.machines.items()
     )
 
 
-def _machine(environment: Mapping[str, Any], peaks: Sequence[Mapping[str, float]]) -> str:
+def machine_of(environment: Mapping[str, Any], peaks: Sequence[Mapping[str, float]] = ()) -> str:
+    """One machine by its fingerprint, and its peaks in each run."""
     versions = environment.get("versions", {})
     cpu, gpu = environment.get("cpu") or {}, environment.get("gpu")
     parts = [f"{cpu.get('model')}, {cpu.get('usable')} cores, {cpu.get('capability')}"] if cpu else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from invbench.spec import InvbenchError
@@ -66,6 +68,13 @@ def show(text: str) -> None:
             raise InvbenchError(
                 f"standard output cannot be written ({error.strerror}); use --output FILE, or free some space"
             ) from error
+
+
+def complain(lines: Iterable[str]) -> None:
+    """Print lines to standard error, where there is one."""
+    for line in lines if sys.stderr is not None else ():
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 -- this is its job
 
 
 def _is_replaceable(path: Path) -> bool:

@@ -26,6 +26,9 @@ from invbench.report.whole import Whole, whole_parts
 from invbench.results import ResultSet, Status
 from invbench.verdict.points import points_of, varying
 
+# How the marks of cells are coloured.
+MARKED = {"good": "green", "doubt": "yellow", "bad": "bold red"}
+
 
 def render_table(results: ResultSet, width: int | None = None) -> str:
     """The table, with the machine and the settings above it and the conclusion below it.
@@ -55,15 +58,15 @@ def _print_whole(part: Whole, console: Console) -> None:
     """Networks or trainings; the axes stand in lines of their own, since names are long."""
     _print_answer(part.warnings, console)
     _print_above((part.title, machine(part.results), part.method), console)
-    _print_grid(stacked(part.grid), console, [column.part for column in part.columns])
+    print_grid(stacked(part.grid), console, [column.part for column in part.columns])
     for section in part.sections:
         console.print(Text(section.heading))
-        _print_grid(section.grid, console)
+        print_grid(section.grid, console)
     _print_below(part.notes, console)
     _print_answer(part.sentences, console)
 
 
-def _print_grid(grid: Grid, console: Console, parts: Sequence[str] = ()) -> None:
+def print_grid(grid: Grid, console: Console, parts: Sequence[str] = ()) -> None:
     """One table where there is room, else several, one below the other. parts: what each column belongs to."""
     short = with_short_headings(grid)
     whole = list(range(grid.leading, len(grid.headings)))
@@ -158,8 +161,8 @@ def table_of(grid: Grid) -> Table:
     for index, heading in enumerate(grid.headings):
         leads = index < grid.leading
         table.add_column(heading, justify="left" if leads else "right", no_wrap=leads, overflow="fold")
-    for line in grid.rows:
-        table.add_row(*map(Text, line))
+    for line in grid.lines:
+        table.add_row(*(Text(cell.text, MARKED.get(cell.mark or "", "")) for cell in line))
     return table
 
 

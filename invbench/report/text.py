@@ -76,6 +76,11 @@ def faster_or_slower(ratio: float) -> str:
     return f"{three_digits(1 / ratio)}x faster" if ratio < 1 else f"{three_digits(ratio)}x slower"
 
 
+def percent(share: float) -> str:
+    """A share in a sentence: ``5 %``, ``8.3 %``."""
+    return f"{round(100 * share, 1):g} %"
+
+
 def plural(number: int, noun: str) -> str:
     """``1 point``, ``2 points``."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -107,7 +107,7 @@ class ResultSet:
         baselines = {each.baseline for each in sets}
         return cls(
             results=tuple(rows), command=command, created=created, tool_version=first.tool_version,
-            environment=machines[machine_class(first.environment)] if len(machines) == 1 else first.environment,
+            environment=next(iter(machines.values())) if len(machines) == 1 else first.environment,
             settings=functools.reduce(_common, (each.settings for each in sets)),
             peaks=first.peaks if all(each.peaks == first.peaks for each in sets) else None,
             baseline=first.baseline if len(baselines) == 1 else None,

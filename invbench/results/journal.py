@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from invbench.results import Result, ResultSet
+from invbench.results.lines import add_line, locked, require_file, sync_folder
 from invbench.spec import InvbenchError
 
 VERSION = 1
 FIRST = b'{"journal":'  # what every journal begins with
+OPTION = "--journal"
 _BEGINNING = b'{"journal":'  # of the first line
 
 
@@ -96,24 +98,13 @@ class Journal:
         self.entries[entry.key] = entry
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
         try:
-            _write_all(self._file.fileno(), data)
-            os.fsync(self._file.fileno())
+            add_line(self._file, line)
         except OSError as error:
-            with suppress(OSError):  # half a line is repaired by the next run, too
-                self._file.truncate(end)
             raise InvbenchError(
                 f"--journal {str(self.path)!r} cannot be written ({error.strerror}); its {len(self.entries)} point(s) "
                 "are kept: free some space, and run the same command with --resume"
             ) from error
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Unbuffered: what is written is known, and nothing is tried again when the file is closed."""
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 @contextmanager
@@ -125,9 +116,9 @@ def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
     """
     with ExitStack() as stack:
         try:
-            _require_file(path)
+            require_file(path, OPTION)
             file = stack.enter_context(path.open("ab+", buffering=0))
-            stack.enter_context(_lock(path))
+            stack.enter_context(locked(path, OPTION, "another sweep"))
             data = _read(file)
             whole = _whole_lines(data, path)
             entries = {entry.key: entry for entry in _parsed(whole, path) if isinstance(entry, Entry)}
@@ -136,7 +127,7 @@ def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
                     f"--journal {str(path)!r} exists: add --resume to measure what it lacks, or choose another file"
                 )
             file.truncate(len(whole))
-            _sync_folder(path)
+            sync_folder(path)
         except (OSError, RuntimeError) as error:  # RuntimeError: links that lead back to themselves
             raise InvbenchError(
                 f"--journal {str(path)!r} cannot be opened ({getattr(error, 'strerror', None) or error}); "
@@ -148,43 +139,6 @@ def open_journal(path: Path, resume: bool) -> Iterator[Journal]:
             if file.seek(0, os.SEEK_END) == 0:  # the sweep was refused: it leaves no empty file
                 with suppress(OSError):
                     path.unlink()
-
-
-def _require_file(path: Path) -> None:
-    """Refuse what is no file, and could become none."""
-    target = path.resolve()
-    if path.is_dir():
-        raise InvbenchError(f"--journal takes a file: got the folder {str(path)!r}; add a file name")
-    if not target.parent.is_dir():
-        raise InvbenchError(
-            f"--journal {str(path)!r}: the folder {target.parent.name!r} does not exist; create it first"
-        )
-    if target.exists() and not target.is_file():
-        raise InvbenchError(f"--journal takes a file that keeps what it is given: got {str(path)!r}; choose another")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    import filelock
-
-    target = path.resolve()  # the same for all links to a file
-    try:
-        with filelock.FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            yield
-    except filelock.Timeout:
-        raise InvbenchError(
-            f"--journal {str(path)!r} is in use by another sweep; wait for it, or choose another file"
-        ) from None
-
-
-def _sync_folder(path: Path) -> None:
-    """Make sure that the file's name is on disk, too."""
-    if os.name == "posix":
-        folder = os.open(path.resolve().parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -176,8 +176,9 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
         if state is not None:
             found.append(state)
             continue
-        found.append(_latency(_Latency(row, number, measured, judging, yardstick), judged.get(number)))
         base = yardstick.prepared(row, of_row)
+        latency = _Latency(row, number, measured, judging, yardstick, is_new=base is None)
+        found.append(_latency(latency, judged.get(number)))
         if base is not None:
             found += counting.counts(row, base, of_row[HEAD], judging.thresholds[number])
     return tuple(found)
@@ -192,6 +193,7 @@ class _Latency:
     measured: Measured
     judging: Judging
     yardstick: Yardstick
+    is_new: bool
 
     def finding(self, verdict: Verdict, reason: str | None = None, remedy: str | None = None) -> Finding:
         """What is known whatever the verdict."""
@@ -205,12 +207,12 @@ class _Latency:
 def _latency(latency: _Latency, judgement: Judgement | None) -> Finding:
     if latency.measured.problem:
         return latency.finding(Verdict.ERROR, latency.measured.problem, counting.BROKEN)
+    if latency.is_new:
+        return latency.finding(Verdict.NEW, "the file does not have it")
     if latency.judging.apart:
         return latency.finding(Verdict.NOT_COMPARABLE, latency.judging.apart, "its counts are compared all the same")
     if latency.yardstick.is_yardstick(latency.row):
         return latency.finding(Verdict.PASS)
-    if judgement is None and latency.measured.quads(latency.number, 0):
-        return latency.finding(Verdict.NEW, "the file does not have it")
     if judgement is None:
         reason = "no quad was measured: the device was slowed down, or its power limit held some blocks and not others"
         return latency.finding(Verdict.INCONCLUSIVE, reason, "cool the device, and run it again")

@@ -20,7 +20,7 @@ def page(body: str, data: Mapping[str, Any], with_plots: bool = False) -> str:
         from bokeh.resources import Resources
 
         scripts += [Resources(mode="inline", components=["bokeh"], log_level="error").render_js()]
-        scripts += map(_script, ("scatter.js", "curves.js", "plots.js"))
+        scripts += map(_script, ("scatter.js", "curves.js", "history.js", "plots.js"))
     joined = "\n".join(scripts)
     return f"""<!doctype html>
 <html lang="en">

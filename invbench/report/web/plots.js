@@ -188,7 +188,16 @@ function fillMap(figure, rows) {
   figure.source("cells").data = columns(cells, ["x", "y", "log2", "text", "told", "count", "ink"]);
 }
 
-const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap, scatter: fillScatter, curves: fillCurves };
+// --- The launches of a check: figures come with their dots, of which those of hidden rows are left out ---
+
+function fillLaunches(figure, rows) {
+  const names = rows.filter((row) => row.check === figure.spec.check && row.label !== null).map((row) => row.label);
+  figure.model.y_range.factors = [...new Set(names)].reverse();
+  figure.model.height = 90 + 26 * Math.max(names.length, 1);
+  document.getElementById(figure.spec.id).parentNode.hidden = names.length === 0;
+}
+
+const fillers = { axis: fillAxis, names: fillNames, roofline: fillRoofline, map: fillMap, scatter: fillScatter, curves: fillCurves, history: fillHistory, launches: fillLaunches };
 
 // --- Colours of axes by the colour scheme ---
 

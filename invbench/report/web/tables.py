@@ -25,7 +25,7 @@ def table(grid: Grid, kind: str, keys: Sequence[int], failed: Iterable[bool] = (
     bad = list(failed) or [False] * len(grid.lines)
     body = "\n".join(
         f'<tr data-{kind}="{key}"{" class=failed" if dim else ""}>'
-        + "".join(_cell(cell, _lead(index, grid)) for index, cell in enumerate(line))
+        + "".join(_cell(cell, index < grid.leading) for index, cell in enumerate(line))
         + "</tr>"
         for line, key, dim in zip(grid.lines, keys, bad, strict=True)
     )
@@ -36,9 +36,10 @@ def _lead(index: int, grid: Grid) -> str:
     return " class=lead" if index < grid.leading else ""
 
 
-def _cell(cell: Cell, lead: str) -> str:
+def _cell(cell: Cell, leads: bool) -> str:
     value = "" if cell.value is None else f' data-v="{esc(cell.value)}"'
-    return f"<td{lead}{value}>{esc(cell.text)}</td>"
+    kind = "lead" if leads else cell.mark
+    return f"<td{f' class={kind}' if kind else ''}{value}>{esc(cell.text)}</td>"
 
 
 def select(kind: str, name: str, label: str, options: Mapping[str, str], chosen: str = "") -> str:
@@ -64,9 +65,10 @@ def filters(choices: Mapping[str, tuple[str, Sequence[str]]]) -> str:
     )
 
 
-def answers(sentences: Iterable[str]) -> str:
-    """What a reader came for, a paragraph each."""
-    return "\n".join(f'<p class="answer">{esc(sentence)}</p>' for sentence in sentences)
+def answers(sentences: Iterable[str], mark: str = "") -> str:
+    """What a reader came for, a paragraph each; mark: of a cell, which colours it."""
+    kinds = f"answer {mark}".strip()
+    return "\n".join(f'<p class="{kinds}">{esc(sentence)}</p>' for sentence in sentences)
 
 
 def items(texts: Iterable[str]) -> str:
