@@ -127,8 +127,8 @@ class Finding:
     metric: latency (s), memory and kept (B), params, flop, backend (its name). base, head: its values. ratio: head over
     base; of latencies the median over launches and how far launches were apart. launches: that of each launch. change:
     the share that counts as one. floor: the share by which launches of identical code differed in this run.
-    smallest_effect: the least slowdown, as a share, that this run could have seen. quads, above: how many there were in
-    the first stage, and in how many of them the change exceeded both. reason: what was seen; remedy: what to do.
+    smallest_effect: the least slowdown, as a share, that a run as noisy would find. quads, above: how many there were
+    in the first stage, and in how many of them the change exceeded both. reason: what was seen; remedy: what to do.
     """
 
     row: Row
