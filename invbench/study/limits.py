@@ -57,9 +57,9 @@ class Limits:
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    visible: float = 0.15
+    visible: float = 0.20
     launches: int = FEWEST_LAUNCHES
-    quads: int = 5
+    quads: int = 30
     exceptions: tuple[CaseLimits, ...] = ()
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from invbench.harness.blocks import BLOCK_SECONDS
 from invbench.harness.gate.counting import METRICS
-from invbench.harness.gate.launching import Plan, Tell
+from invbench.harness.gate.launching import BLOCKS, Plan, Tell
 from invbench.harness.gate.running import Judging, Measured, Yardstick, arms, as_baseline, findings, measure
 from invbench.harness.gate.sides import OURS, Home
 from invbench.harness.gate.stored import Stored
@@ -20,8 +20,6 @@ from invbench.results.check import HEAD, LATENCY, Check, Finding, Row, Side
 from invbench.spec import BackendUnavailableError, InvbenchError
 from invbench.study.grid import GridPoint
 from invbench.study.limits import Limits
-
-BLOCKS = 6  # of a row in a quad: two of each arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +134,11 @@ class Gate:
         limits = self.settings.limits
         shortest, longest = BLOCK_SECONDS
         of_a_point = max(1, len(self.rows) // max(1, len(self.points)))
-        blocks = BLOCKS * limits.launches * limits.quads * of_a_point
+        row_seconds = self.settings.budget / limits.launches / of_a_point
         return Plan(
-            self.rows, self.settings.hello, limits.quads,
-            min(longest, max(shortest, self.settings.budget / blocks)), self.settings.timeout, self.settings.seed,
+            self.rows, self.settings.hello, limits.quads, row_seconds,
+            min(longest, max(shortest, row_seconds / limits.quads / BLOCKS)), self.settings.timeout,
+            self.settings.seed,
             {n: layout for n, (row, _) in enumerate(self.rows) if (layout := (layouts or {}).get(row))},
         )  # fmt: skip
 

@@ -13,6 +13,9 @@ from invbench.harness.gate.workers import RefusedError, Version, Worker, WorkerL
 from invbench.results import Status
 from invbench.results.check import BASE, Quad, Row
 
+BLOCKS = 6  # of a row in a quad: two of each arm
+BEFORE_A_BLOCK = 0.002  # seconds of calls that bring a row's data back into the caches; at least one call
+FEWEST_QUADS_A_LAUNCH = 5
 WARM_UP = 0.3  # the longest, of one row in one process
 MOST_SPOILED = 6  # quads of a launch that a slowed-down device may cost
 
@@ -25,13 +28,15 @@ class Plan:
     """How all launches measure.
 
     rows: what is compared, each with the factory that makes it where it is a user's. hello: what every process is
-    asked first. block_seconds: of one block. timeout: seconds without an answer after which a process is given up.
+    asked first. quads: of a row in a launch, unless its calls are so long that they would take more than twice
+    ``row_seconds``. block_seconds: of one block. timeout: seconds without an answer after which a process is given up.
     layouts: of rows, where they are known before.
     """
 
     rows: tuple[tuple[Row, str | None], ...]
     hello: Mapping[str, Any]
     quads: int
+    row_seconds: float
     block_seconds: float
     timeout: float
     seed: int
@@ -142,41 +147,43 @@ def _measure(run: _Run, rows: Sequence[int]) -> None:
     run.found.quads = {row: [] for row in able}
     order = random.Random(f"{run.plan.seed}, launch {run.number}")
     orders = [list(each) for each in itertools.permutations(run.workers)]
+    lacking = {row: _quads_of(run.plan, sizes[row]) for row in able}
     spoiled = 0
-    while able and min(len(run.found.quads[row]) for row in able) < run.plan.quads and spoiled <= MOST_SPOILED:
-        done = min(len(run.found.quads[row]) for row in able)
-        order.shuffle(able)
-        for row in [row for row in able if len(run.found.quads[row]) == done]:
+    for done in range(max(lacking.values(), default=0) + MOST_SPOILED):
+        rows = [row for row in able if lacking[row] and row not in run.found.lost]
+        order.shuffle(rows)
+        for row in rows:
             run.tell(f"quad {done + 1} of {run.plan.quads}")
-            quad = _quad(run, row, tuple(order.choice(orders)), sizes[row])
-            if row in run.found.lost:
-                able.remove(row)
-            elif quad is None:
-                spoiled += 1
-            else:
+            quad = _quad(run, row, tuple(order.choice(orders)), sizes[row]) if spoiled < MOST_SPOILED else None
+            if quad is not None:
                 run.found.quads[row].append(quad)
+                lacking[row] -= 1
+            elif row not in run.found.lost:
+                spoiled += 1
+
+
+def _quads_of(plan: Plan, size: Mapping[str, Any]) -> int:
+    """How many quads of a row fit: those of quick calls all do."""
+    block = max(size["seconds"], BEFORE_A_BLOCK) + size["calls"] * size["samples"] * size["seconds"]
+    fitting = int(2 * plan.row_seconds / (BLOCKS * block))
+    return min(plan.quads, max(FEWEST_QUADS_A_LAUNCH, fitting))
 
 
 def _prepare(run: _Run, rows: Sequence[int]) -> None:
-    """Rows made ready in all arms: first by one that tries layouts, where they are not known yet; then side by side."""
-    first = next(iter(run.workers)) if BASE not in run.workers else BASE
-    waves = [[first], [arm for arm in run.workers if arm != first]]
-    if all(row in run.layouts for row in rows):
-        waves = [list(run.workers)]
-    for wave in waves:
-        for arm, row in itertools.product(wave, rows):
+    """Rows made ready in one arm after the other: side by side their threads would fight for the cores, and take four
+    times as long. Layouts that are not known yet are tried by the first, which is the base where there is one."""
+    for arm in sorted(run.workers, key=lambda arm: arm != BASE):
+        for row in rows:
             subject, factory = run.plan.rows[row]
             run.workers[arm].send({
                 "do": "prepare", "number": row, "row": subject.to_dict(), "factory": factory,
                 "layout": run.layouts.get(row),
             })  # fmt: skip
-        for row in rows:
-            run.tell(f"preparing {run.plan.rows[row][0].label}")
-            for arm in wave:
-                answer = run.answer(arm, row)
-                run.found.prepared.setdefault(arm, {})[row] = answer
-                if answer["status"] == Status.OK:
-                    run.layouts.setdefault(row, answer["layout"])
+            run.tell(f"preparing {subject.label}")
+            answer = run.answer(arm, row)
+            run.found.prepared.setdefault(arm, {})[row] = answer
+            if answer["status"] == Status.OK:
+                run.layouts.setdefault(row, answer["layout"])
 
 
 def _is_ready(run: _Run, row: int) -> bool:
@@ -211,7 +218,8 @@ def _quad(run: _Run, row: int, order: tuple[str, ...], size: Mapping[str, Any]) 
     capped = set()
     for arm in (*order, *reversed(order)):
         try:
-            found = run.ask(arm, row, {"do": "block", "calls": size["calls"], "samples": size["samples"]})
+            block = {"do": "block", "before": BEFORE_A_BLOCK, "calls": size["calls"], "samples": size["samples"]}
+            found = run.ask(arm, row, block)
         except RefusedError as error:
             run.found.lost[row] = arm, str(error)
             return None

@@ -12,16 +12,14 @@ from invbench.harness.gate import counting
 from invbench.harness.gate.launching import Launched, Plan, Spawn, Tell, launch
 from invbench.harness.gate.workers import Version, Worker, WorkerLostError
 from invbench.results.check import AGAIN, BASE, HEAD, LATENCY, Finding, Quad, Row, Series, Verdict
-from invbench.verdict.gate import Evidence, Judgement, against_base, flagged, judge, smallest_effect
-
-MOST_LAUNCHES = 2  # times the least, while rows are too noisy
+from invbench.verdict.gate import Evidence, Judgement, against_base, flagged, judge
 
 
 @dataclass(frozen=True, slots=True)
 class Judging:
     """What the rows are judged by.
 
-    launches: the fewest of a stage. thresholds: by row and metric. visible: what a run must be able to see to pass.
+    launches: of each stage. thresholds: by row and metric. visible: what a run must be able to see to pass.
     apart: why latencies cannot be compared at all, if they cannot.
     """
 
@@ -111,9 +109,8 @@ def measure(
 ) -> Measured:
     """Run both stages. versions: by arm, in the order in which processes start. started: those that run already.
 
-    The first stage has at least ``judging.launches`` launches, and up to twice as many while some row is too noisy to
-    pass: its noise decides, and not what it seems to show (rule 6). Raises WorkerLostError where nothing could be
-    measured; whatever ends it later is noted, and what was measured is kept.
+    Raises WorkerLostError where nothing could be measured; whatever ends it later is noted, and what was measured is
+    kept.
     """
     measured = Measured(plan)
     layouts = dict(plan.layouts)
@@ -132,7 +129,7 @@ def measure(
         measured.seconds[key] = measured.seconds.get(key, 0.0) + time.perf_counter() - begun
 
     try:
-        while measured.alive and not _enough(measured, judging, yardstick):
+        while measured.alive and len(measured.stages[0]) < judging.launches:
             once(0, measured.alive)
         again = yardstick.needs(list(flagged(yardstick.evidence(measured, judging))), plan)
         while again and len(measured.stages[1]) < judging.launches:
@@ -146,18 +143,6 @@ def measure(
             raise
         measured.interrupted = True
     return measured
-
-
-def _enough(measured: Measured, judging: Judging, yardstick: Yardstick) -> bool:
-    """Whether the first stage is over: rows are quiet enough to pass, or so noisy that no more launches would help,
-    since the floor only grows."""
-    count = len(measured.stages[0])
-    if count < judging.launches:
-        return False
-    rows = yardstick.evidence(measured, judging)
-    noisy = [row for row in rows.values() if (smallest_effect(row, len(rows)) or math.inf) > judging.visible]
-    hopeless = all(row.limit >= math.log1p(judging.visible) for row in noisy)
-    return hopeless or count >= MOST_LAUNCHES * judging.launches
 
 
 def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tuple[Finding, ...]:

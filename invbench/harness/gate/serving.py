@@ -24,7 +24,6 @@ from invbench.results import Status
 from invbench.results.check import Row
 from invbench.spec import InvbenchError, Mode, Scope
 
-BEFORE_A_BLOCK = 0.002  # seconds of calls that bring a row's data back into the caches; at least one call
 ASLEEP = 0.1  # share of a core that sleeping thread pools use at most
 LOOK = 0.002
 LONGEST_LOOK = 0.3  # the longest that a pool of threads spins by default
@@ -170,7 +169,7 @@ class _Service:
         with self._as_measured(request), throttling.watched(machine.check_device(ready.runnable.case.device)) as seen:
             started = time.perf_counter()
             ready.sampler(1)
-            while time.perf_counter() - started < BEFORE_A_BLOCK:
+            while time.perf_counter() - started < request["before"]:
                 ready.sampler(1)
             before = seen.look() if seen else None
             with no_garbage_collection():
