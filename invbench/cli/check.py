@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,9 @@ from invbench.harness import keep_quiet
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output
 from invbench.report.actions import tell_actions
-from invbench.report.progress import Teller, progress
+from invbench.report.progress import progress
 from invbench.results import ResultSet
-from invbench.results.check import HEAD, Check
+from invbench.results.check import Check
 from invbench.results.files import load
 from invbench.results.history import append, check_appendable
 from invbench.spec import CACHES, CLOCKS, InvbenchError
@@ -32,7 +31,7 @@ from invbench.verdict.gate import exit_code
 from invbench.verdict.self_test import self_test as proof
 
 if TYPE_CHECKING:
-    from invbench.harness.gate.checking import Gate, Settings
+    from invbench.harness.gate.checking import Gate
     from invbench.harness.gate.workers import Worker
 
 BUDGET = 6.0
@@ -121,7 +120,7 @@ def check(
     subjects = tuple(dict.fromkeys(subject or study.subjects))
     if subjects and named:
         raise InvbenchError("--subject compares operators of yours instead of ours: got --backend, too; give one")
-    from invbench.harness.gate.checking import Settings
+    from invbench.harness.gate.checking import Settings, opened
     from invbench.harness.gate.workers import WorkerLostError
 
     settings = Settings(
@@ -138,9 +137,8 @@ def check(
     keep_quiet()
     is_whole = not (keep or named)
     try:
-        with progress(quiet) as tell, ExitStack() as stack:
-            gate, scout = _greeted(settings, study, named, tell, stack)
-            checks, is_interrupted = asked.run(gate, {HEAD: scout}, is_whole)
+        with progress(quiet) as tell, opened(settings, study.grid, named, tell) as (gate, started):
+            checks, is_interrupted = asked.run(gate, started, is_whole)
     except KeyboardInterrupt as stop:
         raise options.Interrupted("interrupted before a launch was done: nothing is known yet") from stop
     except WorkerLostError as error:
@@ -225,27 +223,6 @@ def _self_test(gate: Gate, started: dict[str, Worker]) -> tuple[tuple[Check, ...
     slowed = replace(gate, head=replace(gate.head, slowdown=slowdown))
     found, is_interrupted = slowed.against(gate.head, "same")
     return (same, found), is_interrupted
-
-
-def _greeted(
-    settings: Settings, study: profile.Profile, named: tuple[str, ...], tell: Teller, stack: ExitStack
-) -> tuple[Gate, Worker]:
-    """A process of head, and what it makes of the profile."""
-    from invbench.harness.gate.checking import Gate, greet
-    from invbench.harness.gate.sides import head_of
-    from invbench.harness.gate.workers import Version, Worker
-    from invbench.results.check import Side
-
-    tell("starting the first process")
-    scout = Worker(Version(Side(HEAD)))
-    stack.callback(scout.stop)
-    welcome = greet(scout, settings, named)
-    points, refused = study.grid.points((welcome.device.partition(":")[0],), welcome.threads)
-    if not points:
-        reason = refused[0].reason if refused else "the profile or --filter leaves out all"
-        raise InvbenchError(f"no point is left: {reason}")
-    points = [replace(point, case=replace(point.case, device=welcome.device)) for point in points]
-    return Gate(settings, welcome, head_of(welcome.home), points, tell), scout
 
 
 def _names(backend: list[str] | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from invbench.results.check import AGAIN, BASE, HEAD, Check, Quad, Row, Verdict
@@ -55,8 +55,9 @@ class Outcome:
     """What became of the runs.
 
     launches: how many there were to deal from. alarms: runs with a FAIL of a row whose code was identical. verdicts: of
-    these rows. slowed: verdicts on the rows that were slowed down, one a run. blind: how many of those were a PASS that
-    claimed to see less than that. effects: the smallest effects of all rows that had one, as shares, in order.
+    these rows. slowed: verdicts on the rows that were slowed down. found: runs with a FAIL of such a row. blind: how
+    many of them were a PASS that claimed to see less than that. effects: the smallest effects of all rows that had one,
+    as shares, in order.
     """
 
     runs: int
@@ -65,6 +66,7 @@ class Outcome:
     alarms: Share
     verdicts: Mapping[Verdict, int]
     slowed: Mapping[Verdict, int]
+    found: Share
     blind: Share
     effects: tuple[float, ...]
 
@@ -72,11 +74,6 @@ class Outcome:
     def inconclusive(self) -> Share:
         """Rows of identical code that were not judged."""
         return Share(self.verdicts.get(Verdict.INCONCLUSIVE, 0), sum(self.verdicts.values()))
-
-    @property
-    def found(self) -> Share:
-        """Runs that found the row that was slowed down."""
-        return Share(self.slowed.get(Verdict.FAIL, 0), sum(self.slowed.values()))
 
     def effect(self, quantile: float) -> float | None:
         """The smallest effect that so large a share of rows reached; None where none had one."""
@@ -95,10 +92,12 @@ def replay(
     visible: float = 0.20,
     launches: int = FEWEST_LAUNCHES,
     exchanged: bool = False,
+    whole: bool = False,
 ) -> Outcome:
     """Deal the launches of checks of identical code into runs, and judge them.
 
-    injected: the share by which one row of each run, any, is slowed down: alone, it is hardest to find (Holm).
+    injected: the share by which one row of each run, any, is slowed down, since alone it is hardest to find (Holm).
+    whole: all rows are slowed down, as by something that they have in common.
     launches: of each stage. exchanged: let any of a launch's three processes be head. In identical code they may trade
     places, which makes more launches out of few; but it also hides what the harness does to head alone, such as
     starting it last, and that is what a replay is there to find. So by default each stays what it was, and rates that
@@ -117,22 +116,24 @@ def replay(
     verdicts: Counter[Verdict] = Counter()
     slowed: Counter[Verdict] = Counter()
     effects: list[float] = []
-    alarms = blind = 0
+    alarms = blind = found = 0
     for _ in range(runs):
         deck = dealer.choices(decks, [len(each) for each in decks])[0]
         dealt = [dealer.choice(variants) for variants in dealer.sample(deck, 2 * launches)]
-        slow = dealer.choice(list(dealt[0])) if injected else None
+        slow: set[Row] = set()
+        if injected:
+            slow = set(dealt[0]) if whole else {dealer.choice(list(dealt[0]))}
         judged = _run(dealt[:launches], dealt[launches:], slow, injected, threshold, visible)
-        others = [found.verdict for row, found in judged.items() if row != slow]
+        others = [each.verdict for row, each in judged.items() if row not in slow]
         verdicts.update(others)
         alarms += Verdict.FAIL in others
-        effects += [found.smallest_effect for found in judged.values() if found.smallest_effect is not None]
-        if slow is not None:
-            slowed[judged[slow].verdict] += 1
-            blind += _is_blind(judged[slow], injected)
+        effects += [each.smallest_effect for each in judged.values() if each.smallest_effect is not None]
+        slowed.update(judged[row].verdict for row in slow)
+        found += any(judged[row].verdict is Verdict.FAIL for row in slow)
+        blind += sum(_is_blind(judged[row], injected) for row in slow)
     return Outcome(
         runs, sum(map(len, decks)), injected, Share(alarms, runs), dict(verdicts), dict(slowed),
-        Share(blind, slowed.total()), tuple(sorted(effects)),
+        Share(found, runs if injected else 0), Share(blind, slowed.total()), tuple(sorted(effects)),
     )  # fmt: skip
 
 
@@ -142,13 +143,13 @@ def _is_blind(judgement: Judgement, injected: float) -> bool:
 
 
 def _run(
-    first: Sequence[Together], second: Sequence[Together], slow: Row | None, injected: float, threshold: float,
+    first: Sequence[Together], second: Sequence[Together], slow: Collection[Row], injected: float, threshold: float,
     visible: float,
 ) -> dict[Row, Judgement]:  # fmt: skip
     """One run: a second stage only for what the first one finds."""
 
     def stage(launches: Sequence[Together], row: Row) -> tuple[Launch, ...]:
-        by = math.log1p(injected) if row == slow else 0.0
+        by = math.log1p(injected) if row in slow else 0.0
         return tuple(_slower(each[row], by) if by else each[row] for each in launches)
 
     rows = {row: Evidence(stage(first, row), threshold, visible) for row in first[0]}

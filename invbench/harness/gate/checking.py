@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from invbench.harness.blocks import BLOCK_SECONDS
 from invbench.harness.gate.counting import METRICS
 from invbench.harness.gate.launching import BLOCKS, Plan, Tell
 from invbench.harness.gate.running import Judging, Measured, Yardstick, arms, as_baseline, findings, measure
-from invbench.harness.gate.sides import OURS, Home
+from invbench.harness.gate.sides import OURS, Home, head_of
 from invbench.harness.gate.stored import Stored
 from invbench.harness.gate.workers import RefusedError, Version, Worker
 from invbench.harness.settings import INVOLUTION
 from invbench.results.check import HEAD, LATENCY, Check, Finding, Row, Side
 from invbench.spec import BackendUnavailableError, InvbenchError
-from invbench.study.grid import GridPoint
+from invbench.study.grid import Grid, GridPoint
 from invbench.study.limits import Limits
 
 
@@ -84,6 +85,27 @@ def greet(worker: Worker, settings: Settings, named: Sequence[str] = ()) -> Welc
         for each, name in zip(found["subjects"], settings.subjects, strict=True)
     )
     return Welcome(found["device"], found["threads"], found["environment"], subjects, home)
+
+
+@contextmanager
+def opened(
+    settings: Settings, grid: Grid, named: Sequence[str], tell: Tell
+) -> Iterator[tuple[Gate, dict[str, Worker]]]:
+    """The gate for the points of a grid, and the process of head that was asked what there is, for the first launch.
+
+    Raises InvbenchError for what is wrong with the settings or leaves no point.
+    """
+    tell("starting the first process")
+    scout = Worker(Version(Side(HEAD)))
+    try:
+        welcome = greet(scout, settings, named)
+        points, refused = grid.points((welcome.device.partition(":")[0],), welcome.threads)
+        if not points:
+            raise InvbenchError(f"no point is left: {refused[0].reason if refused else 'conditions leave out all'}")
+        there = [replace(point, case=replace(point.case, device=welcome.device)) for point in points]
+        yield Gate(settings, welcome, head_of(welcome.home), there, tell), {HEAD: scout}
+    finally:
+        scout.stop()
 
 
 @dataclass(frozen=True)
