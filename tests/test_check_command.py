@@ -274,6 +274,8 @@ def _workers(folder: Path) -> list[str]:
         (("ci", "--base-wheel", "none.whl"), "none.whl"),
         (("ci", "--base", "no-such-revision"), "no-such-revision"),
         (("ci", "--base-python", "no-such-python"), "--base-python takes the interpreter"),
+        (("ci", "--base-python", "/bin/false"), "--base-python /bin/false: it does not run Python"),
+        (("ci", "--base-python", sys.executable), "imports the same invbench as this interpreter"),
         (("ci", "--base", "HEAD", "--filter", "C = 1"), "no point is left"),
         (("ci", "--base", "HEAD", "--history", "."), "--history"),
     ],

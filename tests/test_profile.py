@@ -169,7 +169,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "a share that is no number": ("[check]\nmemory = true\n", "2: check.memory", "got True"),
     "a share in words": ('[check]\nvisible = "five"\n', "2: check.visible", "got 'five'"),
     "a check that is blind": ('[check]\nvisible = "5%"\n', "2: check.visible", "visible 5% and latency 5%"),
-    "a coarse check": ('[check]\nmemory = "1%"\nlatency = "15%"\n', "3: check.latency", "raise visible"),
+    "a coarse check": ('[check]\nmemory = "1%"\nlatency = "20%"\n', "3: check.latency", "raise visible"),
     "a coarse and blind check": ('[check]\nlatency = "9%"\nvisible = "8%"\n', "3: check.visible", "got visible 8%"),
     "few launches": ("[check]\nquads = 9\nlaunches = 2\n", "3: check.launches", "at least 3: got 2"),
     "half a launch": ("[check]\nlaunches = 3.5\n", "2: check.launches", "whole number"),
@@ -205,9 +205,9 @@ BAD: dict[str, tuple[str, str, str]] = {
         "takes a condition: got 'C / 16'",
     ),
     "a coarse case": (
-        '[[check.cases]]\nwhere = "C = 3"\nlatency = "8%"\n[[check.cases]]\nwhere = "C = 3"\nlatency = "15%"\n',
+        '[[check.cases]]\nwhere = "C = 3"\nlatency = "8%"\n[[check.cases]]\nwhere = "C = 3"\nlatency = "20%"\n',
         "6: check.cases.latency",
-        "visible 15% and latency 15%",
+        "visible 20% and latency 20%",
     ),
     "a share in a case": ('[[check.cases]]\nwhere = "C = 3"\nflop = "-1%"\n', "3: check.cases.flop", "got '-1%'"),
     "cases of a check in a list": (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,25 @@ def test_commands_that_ci_runs_are_there(marker: str) -> None:
 
 def test_every_backend_is_listed() -> None:
     assert set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE)) == set(BACKENDS)
+
+
+def test_the_workflow_for_ci_runs_commands_that_there_are(tmp_path: Path) -> None:
+    """Each line that runs the program, by a shell as GitHub does, up to the first thing that is not there."""
+    workflow = README.split("<!-- workflow -->\n```yaml\n")[1].split("```")[0]
+    lines = [line.partition("run: ")[2] for line in workflow.splitlines() if "run: invbench" in line]
+    assert len(lines) == 2
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "invbench"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m invbench "$@"\n')
+    program.chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "GITHUB_BASE_REF": "main",
+    }  # fmt: skip
+    for line, words in zip(lines, ("no profile 'no-such'", "latency.json"), strict=True):
+        command = line.replace("check ci", "check no-such")
+        done = subprocess.run(
+            ["bash", "-e", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert words in done.stderr
+        assert "no such option" not in done.stderr.lower()

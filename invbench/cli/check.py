@@ -157,7 +157,7 @@ def check(
         options.hand_over(results, format_name, file, file_format)
     finally:
         output.complain(tell_actions(results, os.environ))
-        if history is not None and not update:
+        if history is not None and not (update or self_test or is_interrupted):
             append(history, results)
     return code
 
@@ -205,7 +205,7 @@ class _Asked:
             found = gate.against(*_base(sides.from_wheel(self.wheel, home), "wheel"), started)
         else:
             assert self.python is not None
-            found = gate.against(*_base(sides.from_python(self.python), "python"), started)
+            found = gate.against(*_base(sides.from_python(self.python, home), "python"), started)
         return (found[0],), found[1]
 
 

@@ -63,7 +63,7 @@ def main(config: dict[str, Any]) -> None:
     sys.meta_path.insert(0, TwoVersions(measuring, measured))
     from invbench.harness.gate.serving import serve
 
-    serve(measured, config["lifeline"])
+    serve(measured, config["path"], config["lifeline"])
 
 
 if __name__ == "__main__":

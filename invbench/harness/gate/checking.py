@@ -12,7 +12,7 @@ from typing import Any
 from invbench.harness.blocks import BLOCK_SECONDS
 from invbench.harness.gate.counting import METRICS
 from invbench.harness.gate.launching import BLOCKS, Plan, Tell
-from invbench.harness.gate.running import Judging, Measured, Yardstick, arms, as_baseline, findings, measure
+from invbench.harness.gate.running import Alone, Judging, Measured, Yardstick, arms, as_baseline, findings, measure
 from invbench.harness.gate.sides import OURS, Home, head_of
 from invbench.harness.gate.stored import Stored
 from invbench.harness.gate.workers import RefusedError, Version, Worker
@@ -149,7 +149,7 @@ class Gate:
     def baseline(self, started: Mapping[str, Worker]) -> tuple[Check, bool]:
         """Head alone, as a file keeps it."""
         nothing = replace(self._judging(), visible=math.inf)
-        measured = measure(arms(None, self.head), self._plan(), nothing, _Alone(), self.tell, started)
+        measured = measure(arms(None, self.head), self._plan(), nothing, Alone(), self.tell, started)
         return self._check("baseline", self.head.side, measured, as_baseline(measured)), measured.interrupted
 
     def _plan(self, layouts: Mapping[Row, str] | None = None) -> Plan:
@@ -181,13 +181,6 @@ class Gate:
             measured.series(), injected=self.head.slowdown or None, differences=_differences(of_base, of_head),
             seconds=measured.seconds,
         )  # fmt: skip
-
-
-class _Alone(Yardstick):
-    """Nothing is compared."""
-
-    def evidence(self, measured: Measured, judging: Judging) -> dict[int, Any]:  # noqa: ARG002
-        return {}
 
 
 def _rows(points: Sequence[GridPoint], settings: Settings, welcome: Welcome) -> list[tuple[Row, str | None]]:

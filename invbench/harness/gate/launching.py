@@ -180,7 +180,10 @@ def _prepare(run: _Run, rows: Sequence[int]) -> None:
                 "layout": run.layouts.get(row),
             })  # fmt: skip
             run.tell(f"preparing {subject.label}")
-            answer = run.answer(arm, row)
+            try:
+                answer = run.answer(arm, row)
+            except RefusedError as error:
+                answer = {"status": Status.ERROR, "reason": str(error)}
             run.found.prepared.setdefault(arm, {})[row] = answer
             if answer["status"] == Status.OK:
                 run.layouts.setdefault(row, answer["layout"])

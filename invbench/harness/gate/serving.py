@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,14 +29,18 @@ LOOK = 0.002
 LONGEST_LOOK = 0.3  # the longest that a pool of threads spins by default
 
 
-def serve(measured: Path, descriptor: int | None) -> None:
-    """Answer requests until there are no more. descriptor: the end of a pipe that closes when the parent is gone."""
+def serve(measured: Path, path: Sequence[str], descriptor: int | None) -> None:
+    """Answer requests until there are no more.
+
+    measured: the folder of the ``invbench`` whose operators are measured. path: where a user's operators have to come
+    from, if not from anywhere. descriptor: the end of a pipe that closes when the parent is gone.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if descriptor is not None:
         lifeline.end_with(descriptor)
     keep_quiet()
-    service = _Service(measured)
+    service = _Service(measured, tuple(path))
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -61,6 +65,7 @@ class _Service:
     """What a worker knows: how to measure, and its rows by their number."""
 
     measured: Path
+    path: tuple[str, ...] = ()
     settings: Settings = field(default_factory=Settings)
     rows: dict[int, _Ready] = field(default_factory=dict)
     _flush: Any = None
@@ -118,6 +123,9 @@ class _Service:
         lacking = _lacking(subject)
         if lacking:
             return {"status": MISSING, "reason": lacking}
+        home = custom.home(subject.factory) if subject.factory else None
+        if home and self.path and not any(Path(home).is_relative_to(Path(each).resolve()) for each in self.path):
+            raise InvbenchError(f"{subject.factory} is imported from {home} instead of from this version's files")
         device = machine.check_device(row.case.device)
         machine.set_threads(row.case.threads)
 
@@ -141,7 +149,7 @@ class _Service:
             counts = {"params": arm.result.params, "flop": arm.result.flop, **_memory(arm.runnable, device)}
         return {
             **found, "inputs": _digest(arm.runnable), "counts": counts, "backends": _used(subject, row),
-            "home": subject.factory and custom.home(subject.factory),
+            "home": home,
         }  # fmt: skip
 
     def _warm(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from invbench.harness.gate import git
 from invbench.harness.gate.requirements import requirements_in
 from invbench.harness.gate.trees import Tree, differing, mirrored, repository, requirements_of, revision, wheel
-from invbench.harness.gate.workers import PACKAGE, Version
+from invbench.harness.gate.workers import PACKAGE, Version, environment_for
 from invbench.results.check import Side
 from invbench.spec import InvbenchError
 
@@ -68,7 +70,7 @@ def from_wheel(file: Path, home: Home) -> tuple[Version, str | None]:
     return _version(tree, tree.root, home, Path.cwd()), None if needs is None else differing(tree.requirements, needs)
 
 
-def from_python(path: str) -> tuple[Version, str | None]:
+def from_python(path: str, home: Home) -> tuple[Version, str | None]:
     """Another environment, by its interpreter: whatever it imports is the base, its dependencies included."""
     found = shutil.which(path)
     if found is None:
@@ -76,7 +78,31 @@ def from_python(path: str) -> tuple[Version, str | None]:
             f"--base-python takes the interpreter of another environment: got {path!r}, which cannot be run; "
             "try ENVIRONMENT/bin/python"
         )
-    return Version(Side(f"what {path} imports"), python=str(Path(found).absolute())), None
+    python = str(Path(found).absolute())  # not resolved: a link is what makes it an environment's
+    if home.is_ours:
+        _require_another(path, python)
+    return Version(Side(f"what {path} imports"), python=python), None
+
+
+def _require_another(path: str, python: str) -> None:
+    """Refuse an environment without an invbench of its own: both sides would be this one."""
+    ask = f"import importlib.util as u; s = u.find_spec({OURS.package!r}); print(s.origin if s else '')"
+    try:
+        done = subprocess.run(  # noqa: S603 -- the interpreter that the user has named
+            [python, "-c", ask], cwd=os.sep, env=environment_for(python), capture_output=True, text=True, timeout=60,
+            check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InvbenchError(
+            f"--base-python {path}: it does not run Python ({type(error).__name__}); try ENVIRONMENT/bin/python"
+        ) from error
+    origin = done.stdout.strip()
+    if not origin or Path(origin).parent.resolve() == PACKAGE.resolve():
+        what = "imports the same invbench as this interpreter" if origin else "has no invbench"
+        raise InvbenchError(
+            f"--base-python {path}: its environment {what}, so that there is nothing to compare; install the version "
+            "there that is to be the base"
+        )
 
 
 def _version(tree: Tree, folder: Path, home: Home, there: Path) -> Version:

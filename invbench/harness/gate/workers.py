@@ -65,7 +65,7 @@ class Worker:
         try:
             self._process = subprocess.Popen(  # noqa: S603 -- an interpreter that the user has named, or our own
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=version.folder,
-                env=_environment(version), bufsize=0, start_new_session=True,
+                env=environment_for(version.python), bufsize=0, start_new_session=True,
                 pass_fds=(theirs,) if os.name == "posix" else (),
             )  # fmt: skip
         except OSError as error:
@@ -146,10 +146,10 @@ class Worker:
         self._errors.close()
 
 
-def _environment(version: Version) -> dict[str, str]:
+def environment_for(python: str) -> dict[str, str]:
     """This process's, but what leads to this interpreter's packages leads another one astray."""
     found = dict(os.environ)
-    if version.python != sys.executable:
+    if python != sys.executable:
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             found.pop(name, None)
     return found
