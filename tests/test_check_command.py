@@ -11,10 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PROFILE = """\
@@ -188,6 +191,43 @@ def test_what_only_one_side_has_is_new_or_missing(project: Project) -> None:
     project.commit()
     code, document = project.found("--base", "HEAD~1")
     assert (code, latency(document)["verdict"]) == (0, "NEW")
+
+
+@pytest.mark.slow
+def test_what_head_has_lost_is_missing_and_what_nobody_has_is_bad_input(project: Project) -> None:
+    project.git("rm", "--quiet", "operator_of_mine.py")
+    code, document = project.found("--base", "HEAD")
+    assert (code, latency(document)["verdict"]) == (1, "MISSING")
+    project.commit()
+    code, _, stderr = project.check("--base", "HEAD")
+    assert code == 2
+    assert "there is no module operator_of_mine, neither in head nor in the base" in stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_is_a_base_whatever_lies_where_the_user_is(project: Project) -> None:
+    wheel = project.folder / "mine-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("operator_of_mine.py", OPERATOR.format(seconds="0.002"))
+        file.writestr("mine-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+        file.writestr("mine-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("mine-1.dist-info/RECORD", "")
+    project.write(SLOWER)
+    code, document = project.found("--base-wheel", wheel.name)
+    assert (code, latency(document)["verdict"]) == (1, "FAIL")
+    assert document["checks"][0]["base"]["name"] == wheel.name
+
+
+@pytest.mark.slow
+def test_another_environment_is_a_base_whatever_lies_where_the_user_is(project: Project, tmp_path: Path) -> None:
+    venv.create(tmp_path / "other", with_pip=False, symlinks=True)
+    python = tmp_path / "other" / "bin" / "python"
+    site = next((tmp_path / "other" / "lib").glob("python*")) / "site-packages"
+    # What is installed here, but for what is installed by its path.
+    (site / "here.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    (site / "operator_of_mine.py").write_text(SLOWER)
+    code, document = project.found("--base-python", str(python))
+    assert (code, latency(document)["verdict"]) == (0, "IMPROVED")
 
 
 @pytest.mark.slow

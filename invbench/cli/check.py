@@ -131,7 +131,9 @@ def check(
     study = replace(study, grid=study.grid.with_axes({}, tuple(Expression(text, FIELDS) for text in keep or ())))
     file_format = options.file_format(file, format_name)
     if update and baseline_file is not None:
-        output.check_writable(baseline_file)
+        if keep or named:
+            raise InvbenchError("--update writes all rows of the profile: leave out --filter and --backend")
+        output.check_writable(baseline_file, "--baseline-file")
     if history is not None:
         check_appendable(history)
     keep_quiet()
@@ -152,7 +154,7 @@ def check(
     )  # fmt: skip
     code = proof(checks).exit_code if self_test and not is_interrupted else exit_code(checks, is_interrupted)
     if update and baseline_file is not None and code == 0:
-        output.write(baseline_file, FORMATS["json"](results))
+        output.write(baseline_file, FORMATS["json"](results), "--baseline-file")
     try:
         options.hand_over(results, format_name, file, file_format)
     finally:
@@ -221,7 +223,10 @@ def _self_test(gate: Gate, started: dict[str, Worker]) -> tuple[tuple[Check, ...
         return (same,), True
     slowdown = max(INJECTED, limits.visible + limits.thresholds["latency"])
     slowed = replace(gate, head=replace(gate.head, slowdown=slowdown))
-    found, is_interrupted = slowed.against(gate.head, "same")
+    try:
+        found, is_interrupted = slowed.against(gate.head, "same")
+    except KeyboardInterrupt:
+        return (same,), True
     return (same, found), is_interrupted
 
 

@@ -26,6 +26,23 @@ from invbench.spec import InvbenchError
 GROUP = "invbench.subjects"
 
 
+def target(name: str, option: str = "--subject") -> str:
+    """``package.module:factory`` of an entry point of the group, or as it was given; InvbenchError if it is neither.
+
+    option: where it was given, for errors.
+    """
+    found = next(iter(entry_points(group=GROUP, name=name)), None)
+    where = found.value if found else name
+    module, colon, path = where.partition(":")
+    if not (module and colon and path):
+        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none is installed here"
+        raise InvbenchError(
+            f"{option} takes package.module:factory or a name of the entry-point group {GROUP!r} ({known}): "
+            f"got {name!r}"
+        )
+    return where
+
+
 def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
     """The factory of that name: an entry point of the group, or ``package.module:factory``, also from this folder.
 
@@ -33,14 +50,7 @@ def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
 
     Raises InvbenchError if there is none, or if importing it fails.
     """
-    found = next(iter(entry_points(group=GROUP, name=name)), None)
-    module, colon, path = (found.value if found else name).partition(":")
-    if not (module and colon and path):
-        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none is installed here"
-        raise InvbenchError(
-            f"{option} takes package.module:factory or a name of the entry-point group {GROUP!r} ({known}): "
-            f"got {name!r}"
-        )
+    module, _, path = target(name, option).partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a file beside the user is found
     try:
@@ -57,7 +67,7 @@ def resolve(name: str, option: str = "--subject") -> Callable[..., Any]:
 
 def home(name: str) -> str | None:
     """The folder from which the module of a factory, ``package.module:factory``, is imported; None if it has none."""
-    package = sys.modules[name.partition(":")[0].partition(".")[0]]
+    package = sys.modules.get(name.partition(":")[0].partition(".")[0])
     where = next(iter(getattr(package, "__path__", [])), None) or getattr(package, "__file__", None)
     return str(Path(where).resolve().parent) if where else None
 

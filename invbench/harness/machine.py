@@ -267,9 +267,18 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        # `git describe --dirty` would write what it has refreshed into the user's index; `status` can be told not to.
+        done = subprocess.run(  # noqa: S603
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],  # noqa: S607 -- the user's git
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        return done.stdout.strip()
+
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return f"{git('rev-parse', '--short=12', 'HEAD')}{'-dirty' * is_dirty}"
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from invbench.spec import InvbenchError
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--output") -> None:
     """Refuse a file that could not be written, leaving nothing behind."""
     try:
         if path.is_dir():
-            raise InvbenchError(f"--output takes a file: got the folder {str(path)!r}; add a file name")
+            raise InvbenchError(f"{option} takes a file: got the folder {str(path)!r}; add a file name")
         folder = path.resolve().parent
         if not folder.is_dir():
-            raise InvbenchError(f"--output {str(path)!r}: the folder {str(folder)!r} does not exist; create it first")
+            raise InvbenchError(f"{option} {str(path)!r}: the folder {str(folder)!r} does not exist; create it first")
         if path.exists():
             with path.open("ab"):
                 pass
@@ -28,11 +28,11 @@ def check_writable(path: Path) -> None:
                 pass
     except OSError as error:
         raise InvbenchError(
-            f"--output {str(path)!r} cannot be written ({error.strerror}); choose a file in a folder you may write"
+            f"{option} {str(path)!r} cannot be written ({error.strerror}); choose a file in a folder you may write"
         ) from error
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write(path: Path, content: str | bytes, option: str = "--output") -> None:
     """Write text or bytes to the file so that a reader sees the old content or the new, never half of it."""
     data = f"{content}\n".encode() if isinstance(content, str) else content
     try:
@@ -53,7 +53,7 @@ def write(path: Path, content: str | bytes) -> None:
                 raise
     except OSError as error:
         raise InvbenchError(
-            f"--output {str(path)!r} could not be written ({error.strerror}); the results are on standard output"
+            f"{option} {str(path)!r} could not be written ({error.strerror}); the results are on standard output"
         ) from error
 
 

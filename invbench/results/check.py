@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from invbench.results.quantities import Interval, interval_from_dict, interval_to_dict
-from invbench.spec import Case
+from invbench.spec import Case, InvbenchError
 
 BASE, HEAD, AGAIN = "base", "head", "again"
 LATENCY = "latency"
@@ -72,6 +72,11 @@ class Quad:
 
     order: tuple[str, ...]
     blocks: Mapping[str, tuple[tuple[float, ...], ...]]
+
+    def __post_init__(self) -> None:
+        values = [value for blocks in self.blocks.values() for block in blocks for value in block or (0,)]
+        if not values or not all(isinstance(each, int | float) and 0 < each < math.inf for each in values):
+            raise InvbenchError(f"blocks are seconds per call, above 0: got {values[:3]}; measure again")
 
     def log(self, arm: str) -> float:
         """The logarithm of an arm's seconds per call: the mean of those of its two blocks, each a median."""
@@ -181,9 +186,9 @@ class Side:
 class Check:
     """A check: of what against what, what was found, and the raw blocks that it rests on.
 
-    kind: revision, python, wheel, file, or same (of ``--self-test``: identical code). inconclusive: how those findings
-    count: pass, fail, or None for neither. injected: the share of its latency by which head was slowed down on purpose.
-    differences: what else the two sides differ in, by name.
+    kind: revision, python, wheel, file, baseline (head alone, to be kept in a file), or same (of ``--self-test``:
+    identical code). inconclusive: how those findings count: pass, fail, or None for neither. injected: the share of its
+    latency by which head was slowed down on purpose. differences: what else the two sides differ in, by name.
     """
 
     kind: str

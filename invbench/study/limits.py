@@ -99,7 +99,7 @@ class Limits:
     def with_latency(self, share: float) -> Limits:
         """The same with one threshold of latency for every case, those with one of their own included.
 
-        ``visible`` keeps its distance: where it is not above the threshold, it becomes three times that.
+        ``visible`` grows with it, so that what a run must be able to see stays as far above the threshold.
         """
         others = [
             (each.where, {metric: value for metric, value in each.thresholds.items() if metric != "latency"})
@@ -107,7 +107,7 @@ class Limits:
         ]
         return replace(
             self, thresholds={**self.thresholds, "latency": share},
-            visible=self.visible if self.visible > share else 3 * share,
+            visible=max(self.visible, share + self.visible - self.thresholds["latency"]),
             exceptions=tuple(CaseLimits(where, thresholds) for where, thresholds in others if thresholds),
         )  # fmt: skip
 

@@ -177,24 +177,6 @@ def exit_code(checks: Iterable[Check], interrupted: bool = False) -> int:
     return next((code for code in (130, 4, 1, 5, 3) if code in found), 0)
 
 
-def self_test_code(same: Check, slowed: Check) -> int:
-    """The exit code of a self-test: 0 as expected, 3 too noisy, 4 where the gate misbehaved.
-
-    same: of identical code, which has to pass. slowed: of a head that was slowed down on purpose, which has to fail,
-    and of which no row may pass that could have seen less.
-    """
-    if same.of(Verdict.ERROR) or slowed.of(Verdict.ERROR) or not (same.latencies and slowed.latencies):
-        return 4
-    unseen = [each for each in slowed.latencies if each.verdict is Verdict.PASS]
-    blind = [
-        each for each in unseen if each.smallest_effect is not None and each.smallest_effect < (slowed.injected or 0.0)
-    ]
-    if same.of(Verdict.FAIL, Verdict.IMPROVED) or slowed.of(Verdict.IMPROVED) or blind:
-        return 4
-    is_seen = any(each.verdict is Verdict.FAIL for each in slowed.latencies)
-    return 0 if is_seen and not same.of(Verdict.INCONCLUSIVE) else 3
-
-
 def _changed(stage: Mapping[Key, tuple[Evidence, Sequence[Launch]]], level: float) -> dict[Key, int]:
     """The rows that a stage finds changed: 1 for above, -1 for below; each direction has the level for itself.
 

@@ -57,12 +57,15 @@ def main(config: dict[str, Any]) -> None:
     config: ``measuring`` is the folder of the package that measures; ``measured`` that of the package that is judged,
     or null for the interpreter's own; ``path`` are folders to import from before all others.
     """
-    sys.path[:1] = config["path"]  # the first is this file's folder
+    sys.path[:] = [*config["path"], *(each for each in sys.path if each != str(Path(__file__).parent))]
     measuring = Path(config["measuring"])
     measured = Path(config["measured"]) if config["measured"] else installed() or measuring
     sys.meta_path.insert(0, TwoVersions(measuring, measured))
-    from invbench.harness.gate.serving import serve
-
+    try:
+        from invbench.harness.gate.serving import serve
+    except Exception as error:  # noqa: BLE001 -- one version does not have what the other needs, or an environment
+        sys.stdout.write(json.dumps({"refused": f"it cannot be imported ({type(error).__name__}: {error})"}) + "\n")
+        return
     serve(measured, config["path"], config["lifeline"])
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from invbench.harness.blocks import BLOCK_SECONDS
-from invbench.harness.gate.counting import METRICS
-from invbench.harness.gate.launching import BLOCKS, Plan, Tell
+from invbench.harness.gate.counting import METRICS, is_absent
+from invbench.harness.gate.launching import BLOCKS, Plan, Tell, UnusableError
 from invbench.harness.gate.running import Alone, Judging, Measured, Yardstick, arms, as_baseline, findings, measure
 from invbench.harness.gate.sides import OURS, Home, head_of
-from invbench.harness.gate.stored import Stored
+from invbench.harness.gate.stored import SAME, Stored, identity
 from invbench.harness.gate.workers import RefusedError, Version, Worker
 from invbench.harness.settings import INVOLUTION
-from invbench.results.check import HEAD, LATENCY, Check, Finding, Row, Side
+from invbench.results.check import HEAD, LATENCY, Check, Finding, Row, Side, Verdict
 from invbench.spec import BackendUnavailableError, InvbenchError
 from invbench.study.grid import Grid, GridPoint
 from invbench.study.limits import Limits
@@ -45,19 +45,24 @@ class Settings:
     @property
     def hello(self) -> dict[str, Any]:
         """What every process is asked first."""
-        names = ("device", "clock", "cache", "seed", "autotune")
-        return {**{name: getattr(self, name) for name in names}, "subjects": []}
+        names = ("clock", "cache", "seed", "autotune")
+        return {**{name: getattr(self, name) for name in names}, "device": self.device, "subjects": []}
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """What there is: the device, its usable cores, the machine's fingerprint, the user's operators and their home."""
+    """What there is: the device, its usable cores, the machine's fingerprint, the user's operators and their home.
+
+    missing: what of those head does not have. unavailable: backends that cannot run here.
+    """
 
     device: str
     threads: int
     environment: Mapping[str, Any]
     subjects: tuple[tuple[str, str, str], ...]
     home: Home
+    missing: str = ""
+    unavailable: tuple[str, ...] = ()
 
 
 def greet(worker: Worker, settings: Settings, named: Sequence[str] = ()) -> Welcome:
@@ -72,19 +77,23 @@ def greet(worker: Worker, settings: Settings, named: Sequence[str] = ()) -> Welc
     for name in named:
         if reason := found["unavailable"].get(name):
             raise BackendUnavailableError(f"--backend {name}: {reason}")
-    homes = {each["home"] for each in found["subjects"]}
-    if len(homes) > 1:
+    packages = {each["factory"].partition(":")[0].partition(".")[0] for each in found["subjects"]}
+    if len(packages) > 1:
         raise InvbenchError(
             f"--subject names operators of several packages: got {', '.join(settings.subjects)}; check each on its own"
         )
-    home = OURS
-    if settings.subjects:
-        home = Home(settings.subjects[0].partition(":")[0].partition(".")[0], Path(homes.pop() or Path.cwd()))
-    subjects = tuple(
-        (each["subject"], each["backend"], name)
-        for each, name in zip(found["subjects"], settings.subjects, strict=True)
-    )
-    return Welcome(found["device"], found["threads"], found["environment"], subjects, home)
+    folders = [each["home"] for each in found["subjects"] if each["home"]]
+    home = Home(packages.pop(), Path(folders[0]) if folders else Path.cwd()) if packages else OURS
+    subjects = tuple((each["subject"], each["backend"], each["factory"]) for each in found["subjects"])
+    missing = [
+        f"--subject {name}: {each['missing']}"
+        for name, each in zip(settings.subjects, found["subjects"], strict=True)
+        if each["missing"]
+    ]
+    return Welcome(
+        found["device"], found["threads"], found["environment"], subjects, home, "; ".join(missing),
+        tuple(found["unavailable"]),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -134,13 +143,24 @@ class Gate:
             reason = f"their dependencies differ: {differs}; each needs an environment of its own (--base-python)"
             judging, plan = replace(judging, launches=1, apart=reason), replace(plan, quads=0)
         yardstick = Yardstick()
-        measured = measure(arms(base, self.head), plan, judging, yardstick, self.tell, started)
+        try:
+            measured = measure(arms(base, self.head), plan, judging, yardstick, self.tell, started)
+        except UnusableError as error:
+            if error.arm == HEAD:
+                raise
+            return self._unusable(kind, base.side, str(error)), False
+        asked = [measured.prepared(number) for number, (_, factory) in enumerate(self.rows) if factory]
+        if self.welcome.missing and all(is_absent(launches[0]) for launches in asked if launches):
+            raise InvbenchError(f"{self.welcome.missing}, neither in head nor in the base")
         return self._check(kind, base.side, measured, findings(measured, judging, yardstick)), measured.interrupted
 
     def against_file(self, stored: Stored, started: Mapping[str, Worker], whole: bool) -> tuple[Check, bool]:
         """Head against what a file says of an earlier version. whole: rows that only the file has are missing."""
-        judging = replace(self._judging(), apart=stored.apart(self.welcome.environment))
-        measured = measure(arms(None, self.head), self._plan(stored.layouts), judging, stored, self.tell, started)
+        self._require_all("--baseline-file")
+        settings = {name: getattr(self.settings, name) for name in SAME}
+        judging = replace(self._judging(), apart=stored.apart(self.welcome.environment, settings))
+        plan = self._plan(stored.layouts(row for row, _ in self.rows))
+        measured = measure(arms(None, self.head), plan, judging, stored, self.tell, started)
         found = findings(measured, judging, stored)
         if whole:
             found += tuple(stored.missing(row for row, _ in self.rows))
@@ -148,17 +168,37 @@ class Gate:
 
     def baseline(self, started: Mapping[str, Worker]) -> tuple[Check, bool]:
         """Head alone, as a file keeps it."""
+        self._require_all("--update")
+        if len({identity(row) for row, _ in self.rows}) < len(self.rows):
+            raise InvbenchError(
+                "--update: rows that differ only in threads or in the number of a device are one row to another "
+                "machine; keep one file for each"
+            )
         nothing = replace(self._judging(), visible=math.inf)
         measured = measure(arms(None, self.head), self._plan(), nothing, Alone(), self.tell, started)
         return self._check("baseline", self.head.side, measured, as_baseline(measured)), measured.interrupted
 
+    def _require_all(self, way: str) -> None:
+        """Refuse what head does not have, where no base could."""
+        if self.welcome.missing:
+            raise InvbenchError(f"{self.welcome.missing}; {way} measures head alone")
+
+    def _unusable(self, kind: str, base: Side, reason: str) -> Check:
+        """A base of which nothing can be measured: no row can be compared."""
+        remedy = "compare with a base that this invbench can measure, or in an environment of its own (--base-python)"
+        found = tuple(
+            Finding(row, LATENCY, Verdict.NOT_COMPARABLE, reason=reason, remedy=remedy) for row, _ in self.rows
+        )
+        return Check(kind, base, replace(self.head.side, environment=self.welcome.environment), found)
+
     def _plan(self, layouts: Mapping[Row, str] | None = None) -> Plan:
         limits = self.settings.limits
         shortest, longest = BLOCK_SECONDS
-        of_a_point = max(1, len(self.rows) // max(1, len(self.points)))
+        able = [row for row, _ in self.rows if row.backend not in self.welcome.unavailable]
+        of_a_point = max(1, round(len(able) / len(self.points)))
         row_seconds = self.settings.budget / limits.launches / of_a_point
         return Plan(
-            self.rows, self.settings.hello, limits.quads, row_seconds,
+            self.rows, {**self.settings.hello, "device": self.welcome.device}, limits.quads, row_seconds,
             min(longest, max(shortest, row_seconds / limits.quads / BLOCKS)), self.settings.timeout,
             self.settings.seed,
             {n: layout for n, (row, _) in enumerate(self.rows) if (layout := (layouts or {}).get(row))},

@@ -30,20 +30,23 @@ def state(row: Row, prepared: Mapping[str, Prepared]) -> Finding | None:
     has it. prepared: what the processes of the arms said of it."""
     if is_absent(prepared):
         return None
-    head, base = prepared[HEAD], prepared.get(BASE, prepared[HEAD])
+    head, others = prepared[HEAD], [found for arm, found in prepared.items() if arm != HEAD]
     absent = (Status.UNAVAILABLE, MISSING)
     if head["status"] in absent:
         remedy = "bring it back, or take it out of the profile"
         return Finding(row, LATENCY, Verdict.MISSING, reason=f"head does not have it: {head['reason']}", remedy=remedy)
     if head["status"] != Status.OK:
         return Finding(row, LATENCY, Verdict.ERROR, reason=f"head: {head['reason']}", remedy=BROKEN)
-    if base["status"] in absent:
-        return Finding(row, LATENCY, Verdict.NEW, reason=f"base does not have it: {base['reason']}")
-    if base["status"] != Status.OK:
-        return Finding(
-            row, LATENCY, Verdict.NOT_COMPARABLE, reason=f"base: {base['reason']}",
-            remedy="compare with a base that works",
-        )  # fmt: skip
+    for base in others:
+        if base["status"] in absent:
+            return Finding(row, LATENCY, Verdict.NEW, reason=f"base does not have it: {base['reason']}")
+        if base["status"] != Status.OK and BASE not in prepared:  # it is head that runs beside itself
+            return Finding(row, LATENCY, Verdict.ERROR, reason=f"head: {base['reason']}", remedy=BROKEN)
+        if base["status"] != Status.OK:
+            return Finding(
+                row, LATENCY, Verdict.NOT_COMPARABLE, reason=f"base: {base['reason']}",
+                remedy="compare with a base that works",
+            )  # fmt: skip
     if len({found["inputs"] for found in prepared.values()}) > 1:
         reason = "the versions were not given the same inputs, bit for bit"
         remedy = "compare environments whose torch makes the same random numbers"
@@ -51,10 +54,18 @@ def state(row: Row, prepared: Mapping[str, Prepared]) -> Finding | None:
     return None
 
 
-def counts(row: Row, base: Prepared, head: Prepared, thresholds: Mapping[str, float]) -> Iterator[Finding]:
-    """A finding for every count that a side has, and for who computes."""
+def counts(
+    row: Row, base: Prepared, head: Prepared, thresholds: Mapping[str, float], twins: tuple[Prepared, Prepared]
+) -> Iterator[Finding]:
+    """A finding for every count that a side has, and for who computes.
+
+    twins: two processes of identical code. A count in which they differ is not exact here (an allocator's peak where
+    algorithms are chosen by trying), and is not compared.
+    """
     for metric in METRICS:
         before, after = base["counts"].get(metric), head["counts"].get(metric)
+        if twins[0]["counts"].get(metric) != twins[1]["counts"].get(metric):
+            continue
         if before is not None or after is not None:
             yield _count(row, metric, before, after, thresholds[metric])
     for name in CHOICES:

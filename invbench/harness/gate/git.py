@@ -101,9 +101,12 @@ def top_level(start: Path) -> Path:
 def describe(start: Path) -> str | None:
     """The commit that a folder's checkout is at, with ``-dirty`` where files differ; None if it lies in none."""
     try:
-        return text(start, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        commit = text(start, "rev-parse", "--verify", "HEAD")
+        # Not `git describe --dirty`, which writes what it has refreshed into the user's index.
+        is_dirty = bool(text(start, "status", "--porcelain", "--untracked-files=no"))
     except InvbenchError:
         return None
+    return f"{commit}{'-dirty' * is_dirty}"
 
 
 def is_tracked(path: Path, top: Path) -> bool:

@@ -55,6 +55,14 @@ class Launched:
     lost: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
+class UnusableError(WorkerLostError):
+    """A version that nothing can be measured of: its arm, and why."""
+
+    def __init__(self, arm: str, reason: str) -> None:
+        super().__init__(reason)
+        self.arm = arm
+
+
 class _RowLostError(Exception):
     """A row has taken a process with it."""
 
@@ -139,7 +147,9 @@ def _measure(run: _Run, rows: Sequence[int]) -> None:
     for arm, worker in run.workers.items():
         try:
             run.found.environments[arm] = worker.answer(run.plan.timeout)["environment"]
-        except (WorkerLostError, RefusedError) as error:
+        except RefusedError as error:
+            raise UnusableError(arm, f"{arm} ({worker.version.side.name}) cannot measure: {error}") from error
+        except WorkerLostError as error:
             raise WorkerLostError(f"{arm} ({worker.version.side.name}) cannot measure: {error}") from error
     _prepare(run, rows)
     able = [row for row in rows if _is_ready(run, row)]
@@ -171,8 +181,8 @@ def _quads_of(plan: Plan, size: Mapping[str, Any]) -> int:
 
 def _prepare(run: _Run, rows: Sequence[int]) -> None:
     """Rows made ready in one arm after the other: side by side their threads would fight for the cores, and take four
-    times as long. Layouts that are not known yet are tried by the first, which is the base where there is one."""
-    for arm in sorted(run.workers, key=lambda arm: arm != BASE):
+    times as long. Layouts that are not known yet are tried by the first."""
+    for arm in run.workers:
         for row in rows:
             subject, factory = run.plan.rows[row]
             run.workers[arm].send({
@@ -194,11 +204,11 @@ def _is_ready(run: _Run, row: int) -> bool:
 
 
 def _warm(run: _Run, rows: list[int]) -> dict[int, dict[str, Any]]:
-    """Every row warm in every arm, and the size of its blocks, which is that of the first arm for all."""
+    """Every row warm in every arm, and the size of its blocks: that of the base, or without one of the first arm."""
     sizes: dict[int, dict[str, Any]] = {}
     for row in list(rows):
         run.tell(f"warming up {run.plan.rows[row][0].label}")
-        for arm, worker in run.workers.items():
+        for arm, worker in sorted(run.workers.items(), key=lambda item: item[0] != BASE):
             try:
                 size = run.ask(arm, row, {"do": "warm", "longest": WARM_UP, "block_seconds": run.plan.block_seconds})
                 sizes.setdefault(row, size)

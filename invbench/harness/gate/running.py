@@ -61,6 +61,13 @@ class Measured:
                 found.append(Series(row, calls, stages))
         return tuple(found)
 
+    def prepared(self, row: int) -> list[dict[str, counting.Prepared]]:
+        """What the processes of each launch that has a row say of it."""
+        launches = (each.prepared for stage in self.stages for each in stage)
+        return [
+            {arm: rows[row] for arm, rows in each.items()} for each in launches if all(row in r for r in each.values())
+        ]
+
     @property
     def first(self) -> Launched:
         """The first launch."""
@@ -126,20 +133,22 @@ def measure(
     def once(stage: int, rows: Sequence[int]) -> None:
         number = len(measured.stages[0]) + len(measured.stages[1])
         name = f"{'confirming' if stage else 'measuring'}, launch {len(measured.stages[stage]) + 1}"
-        arms = dict(reversed(list(versions.items()))) if stage else versions
+        # Head is prepared last in the first stage, and first in the second.
+        arms = dict(sorted(versions.items(), key=lambda item: item[0] != HEAD)) if stage else versions
         begun = time.perf_counter()
-        found = launch(
+        launched = launch(
             arms, plan, rows, number, layouts, lambda line: tell(f"{name}: {line}"), {} if number else started, spawn
         )
-        measured.stages[stage].append(found)
-        measured.lost |= found.lost
+        measured.stages[stage].append(launched)
+        measured.lost |= launched.lost
         key = "second" if stage else "first"
         measured.seconds[key] = measured.seconds.get(key, 0.0) + time.perf_counter() - begun
 
     try:
         while measured.alive and len(measured.stages[0]) < judging.launches:
             once(0, measured.alive)
-        again = yardstick.needs(list(flagged(yardstick.evidence(measured, judging))), plan)
+        found = {} if judging.apart else flagged(yardstick.evidence(measured, judging))
+        again = yardstick.needs(list(found), plan)
         while again and len(measured.stages[1]) < judging.launches:
             once(1, [row for row in again if row not in measured.lost])
     except WorkerLostError as error:
@@ -162,10 +171,12 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
             arm, reason = measured.lost[number]
             found.append(Finding(row, LATENCY, Verdict.ERROR, reason=f"{arm}: {reason}", remedy=counting.BROKEN))
             continue
-        of_row = {arm: prepared[number] for arm, prepared in measured.first.prepared.items()}
+        of_row = measured.prepared(number)[0]
         if counting.is_absent(of_row):
             continue
-        state = counting.state(row, of_row)
+        # What fails in a later launch fails all the same.
+        states = filter(None, (counting.state(row, prepared) for prepared in measured.prepared(number)))
+        state = next(states, None)
         if state is not None:
             found.append(state)
             continue
@@ -173,8 +184,22 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
         latency = _Latency(row, number, measured, judging, yardstick, is_new=base is None)
         found.append(_latency(latency, judged.get(number)))
         if base is not None:
-            found += counting.counts(row, base, of_row[HEAD], judging.thresholds[number])
+            twins = of_row.get(BASE, of_row[HEAD]), of_row[AGAIN]
+            found += counting.counts(row, base, of_row[HEAD], judging.thresholds[number], twins)
+    if found and all(each.row.is_control for each in found):
+        found += _nothing_of_ours(measured)
     return tuple(found)
+
+
+def _nothing_of_ours(measured: Measured) -> list[Finding]:
+    """Convolutions alone say nothing of the code that is judged."""
+    absent = {row: number for number, (row, _) in enumerate(measured.plan.rows) if not row.is_control}
+    return [
+        Finding(row, LATENCY, Verdict.ERROR, reason=f"it cannot run here: {prepared[0][HEAD].get('reason')}",
+                remedy="choose a backend that can, with --backend")
+        for row, number in absent.items()
+        if (prepared := measured.prepared(number))
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +245,26 @@ def as_baseline(measured: Measured) -> tuple[Finding, ...]:
     """What is kept of head alone, to be compared with later."""
     found: list[Finding] = []
     for number, (row, _) in enumerate(measured.plan.rows):
-        of_row = {arm: prepared[number] for arm, prepared in measured.first.prepared.items()}
-        if number in measured.lost or counting.state(row, of_row):
-            arm, reason = measured.lost.get(number, (HEAD, of_row[HEAD].get("reason")))
-            found.append(Finding(row, LATENCY, Verdict.ERROR, reason=f"{arm}: {reason}", remedy=counting.BROKEN))
-        elif not counting.is_absent(of_row):
+        prepared = measured.prepared(number)
+        problem = measured.problem or _why_not_kept(row, number, measured)
+        if problem:
+            found.append(Finding(row, LATENCY, Verdict.ERROR, reason=problem, remedy=counting.BROKEN))
+        elif not counting.is_absent(of_row := prepared[0]):
             found.append(Finding(row, LATENCY, Verdict.NEW, head=seconds_of(measured, number, HEAD)))
             values = {**of_row[HEAD]["counts"], **of_row[HEAD]["backends"], "layout": of_row[HEAD]["layout"]}
             known = {name: value for name, value in values.items() if value is not None}
             found += [Finding(row, name, Verdict.NEW, head=value) for name, value in known.items()]
     return tuple(found)
+
+
+def _why_not_kept(row: Row, number: int, measured: Measured) -> str | None:
+    if number in measured.lost:
+        return ": ".join(measured.lost[number])
+    state = next(filter(None, (counting.state(row, each) for each in measured.prepared(number))), None)
+    if state:
+        return state.reason
+    is_absent = counting.is_absent(measured.prepared(number)[0])
+    return None if is_absent or measured.quads(number, 0) else "no quad was measured"
 
 
 def seconds_of(measured: Measured, number: int, arm: str) -> float:

@@ -1,7 +1,7 @@
 """A worker's side of a check: rows made runnable and proved right, and then one block after the other, as asked.
 
 Requests and answers are JSON, one line each, on what were standard input and standard output; what else is printed
-goes to standard error. Whatever a row raises is an answer; whatever this module raises ends the process.
+goes to standard error. Whatever is raised is an answer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from invbench.harness import keep_quiet, lifeline
 from invbench.harness.gate.counting import IN_MEMORY, MISSING
-from invbench.harness.settings import INVOLUTION, Settings, Subject, describe_failure
+from invbench.harness.settings import INVOLUTION, USER, Settings, Subject, describe_failure
 from invbench.results import Status
 from invbench.results.check import Row
 from invbench.spec import InvbenchError, Mode, Scope
@@ -35,18 +34,20 @@ def serve(measured: Path, path: Sequence[str], descriptor: int | None) -> None:
     measured: the folder of the ``invbench`` whose operators are measured. path: where a user's operators have to come
     from, if not from anywhere. descriptor: the end of a pipe that closes when the parent is gone.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What a user's operator starts gets neither the requests nor the answers.
+    requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     if descriptor is not None:
         lifeline.end_with(descriptor)
     keep_quiet()
     service = _Service(measured, tuple(path))
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         try:
             answer = service.answer(request)
-        except InvbenchError as error:
-            answer = {"refused": str(error)}
+        except Exception as error:  # noqa: BLE001 -- also what another version does not have
+            answer = {"refused": describe_failure(error)}
         answers.write(json.dumps(answer, allow_nan=False) + "\n")
         answers.flush()
 
@@ -80,7 +81,7 @@ class _Service:
 
     def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The machine, and the user's operators by their name."""
-        from invbench.harness import custom, machine
+        from invbench.harness import machine
         from invbench.harness.clock import Flush
         from invbench.harness.settings import check_clock
         from invbench.harness.timing import cudnn_autotune
@@ -95,7 +96,7 @@ class _Service:
         machine.set_threads(threads)
         if self.settings.cache == "cold":
             self._flush = Flush(device)
-        subjects = [custom.subject(name) for name in request["subjects"]]
+        subjects = [_asked_for(name) for name in request["subjects"]]
         with cudnn_autotune(device, self.settings.autotune):
             environment = machine.fingerprint(device)
         return {
@@ -103,15 +104,12 @@ class _Service:
                 name: reason for name, each in BACKENDS.items() if (reason := each.unavailable(device.type))
             },
             "threads": threads, "environment": environment, "measured": str(self.measured),
-            "subjects": [
-                {"subject": each.name, "backend": each.backend, "home": custom.home(str(each.factory))}
-                for each in subjects
-            ],
+            "subjects": subjects,
         }  # fmt: skip
 
     def _prepare(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A row, ready: its status, and what does not depend on the clock."""
-        from invbench.harness import custom, machine
+        from invbench.harness import machine
         from invbench.harness.arms import Preparation
         from invbench.harness.clock import Clock
         from invbench.harness.device_clock import clock_for
@@ -120,12 +118,9 @@ class _Service:
 
         row = Row.from_dict(request["row"])
         subject = Subject(row.subject, row.backend, request["factory"])
-        lacking = _lacking(subject)
+        lacking = _lacking(subject) or self._lacking_here(subject)
         if lacking:
             return {"status": MISSING, "reason": lacking}
-        home = custom.home(subject.factory) if subject.factory else None
-        if home and self.path and not any(Path(home).is_relative_to(Path(each).resolve()) for each in self.path):
-            raise InvbenchError(f"{subject.factory} is imported from {home} instead of from this version's files")
         device = machine.check_device(row.case.device)
         machine.set_threads(row.case.threads)
 
@@ -146,11 +141,26 @@ class _Service:
                 return found
             own = clock()
             self.rows[request["number"]] = _Ready(arm.runnable, arm.runnable.sampler(own), own)
-            counts = {"params": arm.result.params, "flop": arm.result.flop, **_memory(arm.runnable, device)}
+            module = arm.runnable.module
+            params = sum(each.numel() for each in module.parameters()) if module else arm.result.params
+            counts = {"params": params, "flop": arm.result.flop, **_memory(arm.runnable, device)}
         return {
             **found, "inputs": _digest(arm.runnable), "counts": counts, "backends": _used(subject, row),
-            "home": home,
         }  # fmt: skip
+
+    def _lacking_here(self, subject: Subject) -> str | None:
+        """What of a user's operator these files lack, where it has to come from them; raises InvbenchError where they
+        have it, but something else is imported (an editable installation can see to that)."""
+        from invbench.harness import custom
+
+        home = custom.home(subject.factory) if subject.factory else None
+        folders = [Path(each).resolve() for each in self.path]
+        if home is None or not folders or any(Path(home).is_relative_to(folder) for folder in folders):
+            return None
+        name = str(subject.factory).partition(":")[0].partition(".")[0]
+        if any((folder / name).is_dir() or (folder / f"{name}.py").is_file() for folder in folders):
+            raise InvbenchError(f"{name} is imported from {home} instead of from this version's files")
+        return f"there is no module {name}"
 
     def _warm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """How much makes a block of so many seconds, once two successive windows agree."""
@@ -158,7 +168,8 @@ class _Service:
 
         with self._as_measured(request):
             size = block_size(self.rows[request["row"]].sampler, request["longest"], request["block_seconds"])
-        return {**asdict(size), "asleep": _asleep()}
+        _wait_for_threads()
+        return asdict(size)
 
     def _slow(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """From now on the row's calls take so many seconds more."""
@@ -183,7 +194,8 @@ class _Service:
             with no_garbage_collection():
                 samples = [ready.sampler(request["calls"]) for _ in range(request["samples"])]
             slowdown = seen.between(before, seen.look()) if seen and before is not None else Slowdown()
-        return {"seconds": samples, "spoiled": slowdown.spoiled, "capped": slowdown.capped, "asleep": _asleep()}
+        _wait_for_threads()
+        return {"seconds": samples, "spoiled": slowdown.spoiled, "capped": slowdown.capped}
 
     @contextmanager
     def _as_measured(self, request: Mapping[str, Any]) -> Iterator[None]:
@@ -198,6 +210,21 @@ class _Service:
                 yield
             except (Exception, SystemExit) as error:
                 raise InvbenchError(describe_failure(error)) from error
+
+
+def _asked_for(name: str) -> dict[str, Any]:
+    """What a user's operator is called here, where it comes from, and what of it is not there."""
+    from invbench.harness import custom
+
+    factory = custom.target(name)
+    lacking = custom.is_missing(factory)
+    if lacking:
+        return {"subject": name, "backend": USER, "factory": factory, "home": None, "missing": lacking}
+    found = custom.subject(name)
+    return {
+        "subject": found.name, "backend": found.backend, "factory": factory, "home": custom.home(factory),
+        "missing": None,
+    }  # fmt: skip
 
 
 def _lacking(subject: Subject) -> str | None:
@@ -250,12 +277,11 @@ def _used(subject: Subject, row: Row) -> dict[str, str]:
     return {"backend": f"{subject.backend}{how}", "automatic": able[0].name if able else "none"}
 
 
-def _asleep() -> float:
-    """Wait until this process's threads sleep, so that they take nothing from whoever is next; the seconds it took."""
+def _wait_for_threads() -> None:
+    """Until this process's threads sleep, so that they take nothing from whoever is next."""
     started = time.perf_counter()
     while time.perf_counter() - started < LONGEST_LOOK:
         used = time.process_time()
         time.sleep(LOOK)
         if time.process_time() - used < ASLEEP * LOOK:
             break
-    return time.perf_counter() - started

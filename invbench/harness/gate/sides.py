@@ -67,7 +67,7 @@ def from_wheel(file: Path, home: Home) -> tuple[Version, str | None]:
             f"--base-wheel {file.name}: it has no {home.package}, which is what head is compared by; name its wheel"
         )
     needs = _needs(home)
-    return _version(tree, tree.root, home, Path.cwd()), None if needs is None else differing(tree.requirements, needs)
+    return _version(tree, tree.root, home, tree.root), None if needs is None else differing(tree.requirements, needs)
 
 
 def from_python(path: str, home: Home) -> tuple[Version, str | None]:
@@ -81,7 +81,8 @@ def from_python(path: str, home: Home) -> tuple[Version, str | None]:
     python = str(Path(found).absolute())  # not resolved: a link is what makes it an environment's
     if home.is_ours:
         _require_another(path, python)
-    return Version(Side(f"what {path} imports"), python=python), None
+    # Not where the user is, whose files would be imported before those of the environment.
+    return Version(Side(f"what {path} imports"), python=python, folder=Path(os.sep)), None
 
 
 def _require_another(path: str, python: str) -> None:

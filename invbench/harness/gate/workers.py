@@ -22,6 +22,7 @@ from invbench.results.check import Side
 PACKAGE = Path(__file__).parents[2]
 STOP_SECONDS = 5.0
 CHUNK = 2**16
+LONGEST_ANSWER = 2**26
 
 
 class WorkerLostError(Exception):
@@ -105,8 +106,11 @@ class Worker:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._rest:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
                     raise WorkerLostError(f"no answer for {timeout:g} s; raise --timeout")
+                if len(self._rest) > LONGEST_ANSWER:
+                    raise WorkerLostError(f"its process answers what is no answer: {len(self._rest)} bytes, no line")
                 chunk = os.read(self._process.stdout.fileno(), CHUNK)
                 if not chunk:
                     raise WorkerLostError(self._epitaph())

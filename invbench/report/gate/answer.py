@@ -111,11 +111,11 @@ def _changed(metric: str, found: Sequence[Finding], verdict: Verdict) -> _Part:
 
 WORSE = {
     "memory": "a higher peak of memory", "kept": "more kept for the backward pass", "params": "more parameters",
-    "flop": "more FLOP", "backend": "another backend",
+    "flop": "more FLOP", "backend": "a worse backend", "automatic": "a worse choice of backend='auto'",
 }  # fmt: skip
 BETTER = {
     "memory": "a lower peak of memory", "kept": "less kept for the backward pass", "params": "fewer parameters",
-    "flop": "fewer FLOP",
+    "flop": "fewer FLOP", "backend": "a better backend", "automatic": "a better choice of backend='auto'",
 }  # fmt: skip
 
 
