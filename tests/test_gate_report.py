@@ -102,7 +102,7 @@ UNSURE = latency(NUMBA, verdict=Verdict.INCONCLUSIVE)
         (
             every_verdict(),
             "ERROR: 1 of 9 rows could not be measured; 1 is slower by more than 5 %; 1 has a higher peak of memory; "
-            "1 has more parameters; 1 has another backend; 1 is missing in head; 1 is not comparable; "
+            "1 has more parameters; 1 has a worse backend; 1 is missing in head; 1 is not comparable; "
             "2 are inconclusive; 1 is faster; 1 has fewer FLOP; 1 is new in head",
         ),
     ],
@@ -341,7 +341,7 @@ take a machine of your own (invbench doctor)
 machine's, or that of what is imported
 * differs: versions.torch: "2.12.0" in base, "2.13.0" in head
 ERROR: 1 of 9 rows could not be measured; 1 is slower by more than 5 %; 1 has a
-higher peak of memory; 1 has more parameters; 1 has another backend; 1 is
+higher peak of memory; 1 has more parameters; 1 has a worse backend; 1 is
 missing in head; 1 is not comparable; 2 are inconclusive; 1 is faster; 1 has
 fewer FLOP; 1 is new in head"""
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -390,12 +390,16 @@ def test_a_file_says_what_is_missing_and_what_it_cannot_tell() -> None:
     kept = stored(alone("1", Alone()))
     assert [(e.verdict, e.row) for e in kept.missing([ROWS[0]])] == [(Verdict.MISSING, ROWS[1])]
     assert not list(kept.missing(ROWS))
-    assert kept.apart(ENVIRONMENT) is None
+    assert kept.apart(ENVIRONMENT, {}) is None
     other = {"cpu": {"model": "another", "usable": 2}}
-    assert kept.apart(other) == (
+    assert kept.apart(other, {}) == (
         "the file was measured on another class of machine: a processor, 2 cores, and this is another, 2 cores"
     )
-    assert kept.layouts == dict.fromkeys(ROWS, "channels_last")
+    assert "with clock None, and this is device" in str(kept.apart(ENVIRONMENT, {"clock": "device"}))
+    assert kept.layouts(ROWS) == dict.fromkeys(ROWS, "channels_last")
+    elsewhere = [replace(each, case=replace(each.case, threads=7)) for each in ROWS]
+    assert not list(kept.missing(elsewhere))  # how many threads there are is the machine's
+    assert kept.prepared(elsewhere[0], {}) is not None
 
 
 @pytest.fixture(autouse=True)

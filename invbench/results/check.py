@@ -74,7 +74,7 @@ class Quad:
     blocks: Mapping[str, tuple[tuple[float, ...], ...]]
 
     def __post_init__(self) -> None:
-        values = [value for blocks in self.blocks.values() for block in blocks for value in block or (0,)]
+        values: list[Any] = [value for blocks in self.blocks.values() for block in blocks for value in block or (0,)]
         if not values or not all(isinstance(each, int | float) and 0 < each < math.inf for each in values):
             raise InvbenchError(f"blocks are seconds per call, above 0: got {values[:3]}; measure again")
 
