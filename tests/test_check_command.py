@@ -43,6 +43,13 @@ class Sleeper(torch.nn.Module):
         time.sleep(self.seconds)
         return 2 * x
 
+def scribble():
+    for number in range(3, 20):
+        try:
+            os.write(number, b"rubbish\\n")
+        except OSError:
+            pass
+
 def factory(case):
     return Sleeper({seconds})
 """
@@ -52,7 +59,7 @@ HANGS = OPERATOR.format(seconds="0.002").replace("time.sleep(self.seconds)", "ti
 RAISES = OPERATOR.format(seconds="0.002").replace("time.sleep(self.seconds)", "raise RuntimeError('no luck')")
 RUBBISH = OPERATOR.format(seconds="0.002").replace(
     "time.sleep(self.seconds)",
-    "[os.write(n, b'rubbish\\n') for n in range(3, 20) if os.path.exists(f'/proc/self/fd/{n}')]",
+    "scribble()",
 )
 WRONG = OPERATOR.format(seconds="0.002").replace("return 2 * x", "return 2 * x if x.dtype == torch.float64 else 3 * x")
 SLOWER = OPERATOR.format(seconds="0.004")
@@ -125,7 +132,7 @@ def test_identical_code_passes_with_0_and_leaves_the_checkout_alone(project: Pro
     files = [path for path in sorted(project.folder.rglob("*")) if "__pycache__" not in str(path)]
     assert (project.git("status", "--porcelain"), files) == before
     series = document["checks"][0]["series"][0]
-    assert [len(launch) for launch in series["stages"][0]] == [5, 5, 5]
+    assert [len(launch) for launch in series["stages"][0]] == [24, 24, 24]
 
 
 @pytest.mark.slow
@@ -262,28 +269,28 @@ def test_the_self_test_proves_the_gate(project: Project) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured_and_a_kill_leaves_no_process(project: Project) -> None:
-    process = project.start("--base", "HEAD", "--format", "json")
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    next(line for line in lines if "launch 2" in line)
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=60)
+    with project.start("--base", "HEAD", "--format", "json") as process:
+        _wait_for("launch 2", process)
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     document = json.loads(stdout)
     assert document["interrupted"]
     assert latency(document)["verdict"] == "INCONCLUSIVE"
 
-    process = project.start("--base", "HEAD")
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    next(line for line in lines if "launch 1" in line)
-    process.kill()
-    process.wait()
+    with project.start("--base", "HEAD") as process:
+        _wait_for("launch 1", process)
+        process.kill()
     deadline = time.monotonic() + 20
     while (left := _workers(project.folder)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
     assert project.git("status", "--porcelain") == ""
+
+
+def _wait_for(words: str, process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    next(line for line in iter(process.stderr.readline, "") if words in line)
 
 
 def _workers(folder: Path) -> list[str]:

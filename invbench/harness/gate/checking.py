@@ -83,7 +83,9 @@ def greet(worker: Worker, settings: Settings, named: Sequence[str] = ()) -> Welc
             f"--subject names operators of several packages: got {', '.join(settings.subjects)}; check each on its own"
         )
     folders = [each["home"] for each in found["subjects"] if each["home"]]
-    home = Home(packages.pop(), Path(folders[0]) if folders else Path.cwd()) if packages else OURS
+    home = OURS
+    if packages:
+        home = Home(packages.pop(), Path(folders[0]) if folders else Path.cwd(), is_there=bool(folders))
     subjects = tuple((each["subject"], each["backend"], each["factory"]) for each in found["subjects"])
     missing = [
         f"--subject {name}: {each['missing']}"

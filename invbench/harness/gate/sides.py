@@ -23,12 +23,14 @@ INSTALL = "install it with pip install -e . first, or compare with --base-python
 class Home:
     """Where head's code lies.
 
-    package: the name of what is compared. folder: that which it is imported from. is_ours: whether it is invbench.
+    package: the name of what is compared. folder: that which it is imported from, or would be if it were there.
+    is_ours: whether it is invbench.
     """
 
     package: str
     folder: Path
     is_ours: bool = False
+    is_there: bool = True
 
 
 OURS = Home("invbench", PACKAGE.parent, is_ours=True)
@@ -120,6 +122,8 @@ def _checkout_of(home: Home) -> Path | None:
         top = repository(home.folder)
     except InvbenchError:
         return None
+    if not home.is_there:  # another revision may have it
+        return top
     name = home.package if (home.folder / home.package).is_dir() else f"{home.package}.py"
     return top if git.is_tracked(home.folder / name, top) else None
 
