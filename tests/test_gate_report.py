@@ -96,6 +96,10 @@ UNSURE = latency(NUMBA, verdict=Verdict.INCONCLUSIVE)
         (check(UNSURE, inconclusive="pass"), "PASS: 1 of 1 row is inconclusive, which counts as a pass"),
         (check(latency(NUMBA, None, Verdict.NEW)), "NEW: 1 of 1 row is new in head"),
         (
+            replace(check(latency(NUMBA, None, Verdict.NEW)), kind="baseline"),
+            "1 row measured, to be compared with later",
+        ),
+        (
             check(latency(NUMBA), latency(named("naive"), None, Verdict.NEW)),
             "PASS: 1 of 2 rows is not slower by more than 5 % (a slowdown of 6.1 % would have shown); 1 is new in head",
         ),

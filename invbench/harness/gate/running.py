@@ -14,6 +14,8 @@ from invbench.harness.gate.workers import Version, Worker, WorkerLostError
 from invbench.results.check import AGAIN, BASE, HEAD, LATENCY, Finding, Quad, Row, Series, Verdict
 from invbench.verdict.gate import Evidence, Judgement, against_base, flagged, judge
 
+KEPT = "measured alone, to be compared with later"
+
 
 @dataclass(frozen=True, slots=True)
 class Judging:
@@ -250,10 +252,11 @@ def as_baseline(measured: Measured) -> tuple[Finding, ...]:
         if problem:
             found.append(Finding(row, LATENCY, Verdict.ERROR, reason=problem, remedy=counting.BROKEN))
         elif not counting.is_absent(of_row := prepared[0]):
-            found.append(Finding(row, LATENCY, Verdict.NEW, head=seconds_of(measured, number, HEAD)))
+            seconds = seconds_of(measured, number, HEAD)
+            found.append(Finding(row, LATENCY, Verdict.NEW, head=seconds, reason=KEPT))
             values = {**of_row[HEAD]["counts"], **of_row[HEAD]["backends"], "layout": of_row[HEAD]["layout"]}
             known = {name: value for name, value in values.items() if value is not None}
-            found += [Finding(row, name, Verdict.NEW, head=value) for name, value in known.items()]
+            found += [Finding(row, name, Verdict.NEW, head=value, reason=KEPT) for name, value in known.items()]
     return tuple(found)
 
 

@@ -27,6 +27,8 @@ def above(check: Check, results: ResultSet) -> list[str]:
     sides = f"head {_side(check.head)} against base {_side(check.base)}{f', {how}' if how else ''}"
     if check.kind == "same":
         sides = f"{_side(check.head)} against itself"
+    elif check.kind == "baseline":
+        sides = f"{_side(check.head)} alone, to be compared with later"
     places = places_of(check)
     return [
         printable(sides), *([title_of(places)] if places else []),
