@@ -97,7 +97,7 @@ UNSURE = latency(NUMBA, verdict=Verdict.INCONCLUSIVE)
         (check(latency(NUMBA, None, Verdict.NEW)), "NEW: 1 of 1 row is new in head"),
         (
             replace(check(latency(NUMBA, None, Verdict.NEW)), kind="baseline"),
-            "1 row measured, to be compared with later",
+            "NEW: 1 row measured alone, to be compared with later",
         ),
         (
             check(latency(NUMBA), latency(named("naive"), None, Verdict.NEW)),

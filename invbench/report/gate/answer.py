@@ -40,7 +40,7 @@ def summary_sentence(check: Check) -> str:
         return f"{verdict}: nothing was judged"
     rows = plural(len(rows_of(check.findings)), "row")
     if check.kind == "baseline" and verdict is Verdict.NEW:
-        return f"{rows} measured, to be compared with later"
+        return f"{verdict}: {rows} measured alone, to be compared with later"
     order = sorted(ORDER, key=lambda each: each is not verdict)
     told = [part for each in order if each is not Verdict.PASS for part in _counted(check, each)]
     if verdict is Verdict.PASS:
