@@ -176,6 +176,17 @@ def test_a_slowdown_on_purpose_is_a_share_of_what_the_base_takes() -> None:
     assert [each.verdict for each in latencies(measured)] == [Verdict.FAIL] * 2
 
 
+def test_a_process_that_was_started_before_is_slowed_down_like_the_later_ones() -> None:
+    crew = Crew()
+    started = {HEAD: crew(SAME)}
+    head = version("1 head", slowdown=0.25)
+    plan_of_one = plan(ROWS[0])
+    measured = measure(arms(BASE_VERSION, head), plan_of_one, JUDGING, Yardstick(), lambda _: None, started, spawn=crew)
+    asked = [request for _, request in crew.log if request["do"] == "slow"]
+    assert len(asked) == 6  # once a launch, in both stages
+    assert latencies(measured)[0].verdict is Verdict.FAIL
+
+
 def test_what_is_seen_only_once_is_inconclusive() -> None:
     crew = Crew()
     original = FakeWorker.block

@@ -94,7 +94,10 @@ def launch(
         found = Launched(lost=lost)
         try:
             with _workers(versions, started or {}, spawn) as workers:
-                _measure(_Run(workers, plan, number, layouts, tell, found), [row for row in rows if row not in lost])
+                _measure(
+                    _Run(workers, versions, plan, number, layouts, tell, found),
+                    [row for row in rows if row not in lost],
+                )
             return found
         except _RowLostError as error:
             lost[error.row] = error.arm, error.reason
@@ -122,6 +125,7 @@ class _Run:
     """A launch while it is measured."""
 
     workers: Mapping[str, Worker]
+    versions: Mapping[str, Version]
     plan: Plan
     number: int
     layouts: dict[int, str]
@@ -208,12 +212,12 @@ def _warm(run: _Run, rows: list[int]) -> dict[int, dict[str, Any]]:
     sizes: dict[int, dict[str, Any]] = {}
     for row in list(rows):
         run.tell(f"warming up {run.plan.rows[row][0].label}")
-        for arm, worker in sorted(run.workers.items(), key=lambda item: item[0] != BASE):
+        for arm in sorted(run.workers, key=lambda arm: arm != BASE):
             try:
                 size = run.ask(arm, row, {"do": "warm", "longest": WARM_UP, "block_seconds": run.plan.block_seconds})
                 sizes.setdefault(row, size)
-                if worker.version.slowdown:
-                    seconds = worker.version.slowdown * sizes[row]["seconds"]
+                if run.versions[arm].slowdown:  # not its worker's, which may have been started before
+                    seconds = run.versions[arm].slowdown * sizes[row]["seconds"]
                     run.ask(arm, row, {"do": "slow", "seconds": seconds})
             except RefusedError as error:
                 run.found.lost[row] = arm, str(error)

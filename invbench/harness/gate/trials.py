@@ -67,7 +67,7 @@ def record(path: Path, name: str, runs: int, slowdown: float, is_disturbed: bool
             check, environment = one(name, slowdown)
         line = {
             "trial": number, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "-m", __spec__.name, *sys.argv[1:]]), "disturbed": is_disturbed,
+            "command": _command(path), "disturbed": is_disturbed,
             "seconds": round(time.perf_counter() - begun, 1), "exit_code": exit_code([check]),
             "environment": environment, "check": _brief(check).to_dict(),
         }  # fmt: skip
@@ -76,6 +76,12 @@ def record(path: Path, name: str, runs: int, slowdown: float, is_disturbed: bool
             file.flush()
             os.fsync(file.fileno())
         _say(f"{number + 1} of {runs}: exit code {line['exit_code']}, {line['seconds']} s, {_verdicts([check])}")
+
+
+def _command(path: Path) -> str:
+    """The command as given, but for the file's folder, which is nobody else's business."""
+    arguments = [path.name if each == str(path) else each for each in sys.argv[1:]]
+    return shlex.join(["python", "-m", __spec__.name, *arguments])
 
 
 @contextlib.contextmanager
