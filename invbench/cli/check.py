@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -83,13 +83,8 @@ def check(
         list[str] | None,
         option("--backend", "An involution backend, or a comma list; repeatable. [default: the profile's]", *BACKENDS),
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        option("--filter", "Only the points for which it holds, such as 'C >= 64 and mode = train'.", metavar="EXPR"),
-    ] = None,
-    clock: Annotated[
-        str | None, option("--clock", "Launches included, or the GPU's work alone. [default: eager]", *CLOCKS)
-    ] = None,
+    keep: options.Filter = None,
+    clock: options.ProfileClock = None,
     cache: Annotated[str | None, option("--cache", "Whether inputs may lie in cache. [default: hot]", *CACHES)] = None,
     budget: Annotated[
         float | None,
@@ -114,7 +109,7 @@ def check(
     asked.require_one()
     if name is None:
         raise InvbenchError("check takes a profile: got none; try ci, or see `invbench profiles`")
-    named = _names(backend)
+    named = options.backend_names(backend)
     study = profile.load(name)
     limits = study.limits if threshold is None else study.limits.with_latency(_share("--threshold", threshold))
     subjects = tuple(dict.fromkeys(subject or study.subjects))
@@ -202,39 +197,28 @@ class _Asked:
         elif self.file is not None:
             found = gate.against_file(Stored.of(load(self.file), str(self.file)), started, is_whole)
         elif self.base is not None:
-            found = gate.against(*_base(sides.from_revision(self.base, home), "revision"), started)
+            found = gate.against(*sides.from_revision(self.base, home), "revision", started)
         elif self.wheel is not None:
-            found = gate.against(*_base(sides.from_wheel(self.wheel, home), "wheel"), started)
+            found = gate.against(*sides.from_wheel(self.wheel, home), "wheel", started)
         else:
             assert self.python is not None
-            found = gate.against(*_base(sides.from_python(self.python, home), "python"), started)
+            found = gate.against(*sides.from_python(self.python, home), "python", started)
         return (found[0],), found[1]
-
-
-def _base(version: tuple[Any, str | None], kind: str) -> tuple[Any, str, str | None]:
-    return version[0], kind, version[1]
 
 
 def _self_test(gate: Gate, started: dict[str, Worker]) -> tuple[tuple[Check, ...], bool]:
     """Identical code, and then a head that is slowed down by more than a run must be able to see."""
     limits = gate.settings.limits
-    same, is_interrupted = gate.against(gate.head, "same", started=started)
+    same, is_interrupted = gate.against(gate.head, None, "same", started)
     if is_interrupted:
         return (same,), True
     slowdown = max(INJECTED, limits.visible + limits.thresholds["latency"])
     slowed = replace(gate, head=replace(gate.head, slowdown=slowdown))
     try:
-        found, is_interrupted = slowed.against(gate.head, "same")
+        found, is_interrupted = slowed.against(gate.head, None, "same")
     except KeyboardInterrupt:
         return (same,), True
     return (same, found), is_interrupted
-
-
-def _names(backend: list[str] | None) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(each.strip() for item in backend or () for each in item.split(",")))
-    for each in found:
-        options.check_choices({"--backend": (each, BACKENDS)})
-    return found
 
 
 def _share(name: str, text: str) -> float:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from invbench.ops import BACKENDS
 from invbench.report import FORMATS, format_for, output
 from invbench.results import ResultSet
 from invbench.spec import CACHES, CLOCKS, InvbenchError, require_choice
@@ -34,6 +35,13 @@ Cache = Annotated[str, option("--cache", "Whether inputs may lie in cache; cold 
 Precision = Annotated[
     float, option("--precision", "Stop where the intervals' half-width is below this.", metavar="PERCENT")
 ]
+Filter = Annotated[
+    list[str] | None,
+    option("--filter", "Only the points for which it holds, such as 'C >= 64 and mode = train'.", metavar="EXPR"),
+]
+ProfileClock = Annotated[
+    str | None, option("--clock", "Launches included, or the GPU's work alone. [default: eager]", *CLOCKS)
+]
 Seed = Annotated[int, option("--seed", "Seed of the inputs and of the order of blocks.")]
 NoAutotune = Annotated[bool, option("--no-autotune", "Neither cuDNN nor the Triton kernels choose by trying.")]
 Format = Annotated[str | None, option("--format", "Format of standard output. [default: table]", *FORMATS)]
@@ -48,6 +56,14 @@ def check_choices(given: Mapping[str, tuple[str | None, Any]]) -> None:
     for name, (value, choices) in given.items():
         if value is not None:
             require_choice(name, value, tuple(choices))
+
+
+def backend_names(given: list[str] | None) -> tuple[str, ...]:
+    """The backends of a repeatable option of names and comma lists, each once; refuses a name that is none."""
+    names = tuple(dict.fromkeys(each.strip() for item in given or () for each in item.split(",")))
+    for name in names:
+        check_choices({"--backend": (name, BACKENDS)})
+    return names
 
 
 def check_measuring(budget: float | None, precision: float | None, seed: int, timeout: float | None = None) -> None:

@@ -97,10 +97,7 @@ def sweep(
         list[str] | None,
         option("--subject", "An operator of your own beside ours; repeatable.", metavar="package.module:factory"),
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        option("--filter", "Only the points for which it holds, such as 'C >= 64 and mode = train'.", metavar="EXPR"),
-    ] = None,
+    keep: options.Filter = None,
     journal: Annotated[
         Path | None, option("--journal", "Where every point is kept at once. [default: PROFILE.jsonl]", metavar="FILE")
     ] = None,
@@ -110,9 +107,7 @@ def sweep(
     timeout: Annotated[
         float | None, option("--timeout", "How long one subject may hang. [default: 300]", metavar="SECONDS")
     ] = None,
-    clock: Annotated[
-        str | None, option("--clock", "Launches included, or the GPU's work alone. [default: eager]", *CLOCKS)
-    ] = None,
+    clock: options.ProfileClock = None,
     cache: Annotated[
         str | None,
         option("--cache", "Whether inputs may lie in cache; cold flushes it before each call. [default: hot]", *CACHES),
@@ -139,9 +134,7 @@ def sweep(
         raise InvbenchError(f"--G and --group-channels say the same thing: got {G} and {group_channels}; give one")
     options.check_choices({"--clock": (clock, CLOCKS), "--cache": (cache, CACHES), "--format": (format_name, FORMATS)})
     options.check_measuring(budget, precision, seed, timeout)
-    named = [each.strip() for item in backend or () for each in item.split(",")]
-    for each in named:
-        options.check_choices({"--backend": (each, BACKENDS)})
+    named = options.backend_names(backend)
     if dry_run and (file is not None or format_name not in (None, "table", "json")):
         raise InvbenchError(
             "--dry-run prints a table or json, and writes no file: give it no --output, no other --format"
@@ -150,8 +143,8 @@ def sweep(
     filters = tuple(Expression(text, FIELDS) for text in keep or ())
     grid = study.grid.with_axes(axes, filters)
     settings = Settings(
-        backends=tuple(dict.fromkeys(named)) or study.backends or DEFAULT_BACKENDS,
-        asked_for=tuple(dict.fromkeys(named)),
+        backends=named or study.backends or DEFAULT_BACKENDS,
+        asked_for=named,
         budget=Budget(
             seconds=budget or study.budget or BUDGET, precision=(precision or study.precision or 2.0) / 100
         ),

@@ -118,5 +118,10 @@ def failed_rows(case: Case, settings: Settings, status: Status, reason: str) -> 
 def describe_failure(error: BaseException) -> str:
     """The first line of what went wrong, with its type unless it already speaks to people."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "".join(c if c.isprintable() else " " for c in lines[0]) if lines else "no message"
+    text = printable(lines[0]) if lines else "no message"
     return text if isinstance(error, InvbenchError) else f"{type(error).__name__}: {text}"
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)

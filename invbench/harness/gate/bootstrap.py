@@ -66,7 +66,7 @@ def main(config: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001 -- one version does not have what the other needs, or an environment
         sys.stdout.write(json.dumps({"refused": f"it cannot be imported ({type(error).__name__}: {error})"}) + "\n")
         return
-    serve(measured, config["path"], config["lifeline"])
+    serve(config["path"], config["lifeline"])
 
 
 if __name__ == "__main__":

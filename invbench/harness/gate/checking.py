@@ -134,7 +134,7 @@ class Gate:
         object.__setattr__(self, "rows", tuple(_rows(self.points, self.settings, self.welcome)))
 
     def against(
-        self, base: Version, kind: str, differs: str | None = None, started: Mapping[str, Worker] | None = None
+        self, base: Version, differs: str | None, kind: str, started: Mapping[str, Worker] | None = None
     ) -> tuple[Check, bool]:
         """Head against a base that runs beside it; and whether Ctrl-C ended it.
 

@@ -176,9 +176,7 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
         of_row = measured.prepared(number)[0]
         if counting.is_absent(of_row):
             continue
-        # What fails in a later launch fails all the same.
-        states = filter(None, (counting.state(row, prepared) for prepared in measured.prepared(number)))
-        state = next(states, None)
+        state = _state(row, number, measured)
         if state is not None:
             found.append(state)
             continue
@@ -191,6 +189,12 @@ def findings(measured: Measured, judging: Judging, yardstick: Yardstick) -> tupl
     if found and all(each.row.is_control for each in found):
         found += _nothing_of_ours(measured)
     return tuple(found)
+
+
+def _state(row: Row, number: int, measured: Measured) -> Finding | None:
+    """``counting.state``: what fails in a later launch fails all the same."""
+    states = (counting.state(row, prepared) for prepared in measured.prepared(number))
+    return next(filter(None, states), None)
 
 
 def _nothing_of_ours(measured: Measured) -> list[Finding]:
@@ -263,7 +267,7 @@ def as_baseline(measured: Measured) -> tuple[Finding, ...]:
 def _why_not_kept(row: Row, number: int, measured: Measured) -> str | None:
     if number in measured.lost:
         return ": ".join(measured.lost[number])
-    state = next(filter(None, (counting.state(row, each) for each in measured.prepared(number))), None)
+    state = _state(row, number, measured)
     if state:
         return state.reason
     is_absent = counting.is_absent(measured.prepared(number)[0])

@@ -28,11 +28,11 @@ LOOK = 0.002
 LONGEST_LOOK = 0.3  # the longest that a pool of threads spins by default
 
 
-def serve(measured: Path, path: Sequence[str], descriptor: int | None) -> None:
+def serve(path: Sequence[str], descriptor: int | None) -> None:
     """Answer requests until there are no more.
 
-    measured: the folder of the ``invbench`` whose operators are measured. path: where a user's operators have to come
-    from, if not from anywhere. descriptor: the end of a pipe that closes when the parent is gone.
+    path: where a user's operators have to come from, if not from anywhere. descriptor: the end of a pipe that closes
+    when the parent is gone.
     """
     # What a user's operator starts gets neither the requests nor the answers.
     requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -41,7 +41,7 @@ def serve(measured: Path, path: Sequence[str], descriptor: int | None) -> None:
     if descriptor is not None:
         lifeline.end_with(descriptor)
     keep_quiet()
-    service = _Service(measured, tuple(path))
+    service = _Service(tuple(path))
     for line in requests:
         request = json.loads(line)
         try:
@@ -65,7 +65,6 @@ class _Ready:
 class _Service:
     """What a worker knows: how to measure, and its rows by their number."""
 
-    measured: Path
     path: tuple[str, ...] = ()
     settings: Settings = field(default_factory=Settings)
     rows: dict[int, _Ready] = field(default_factory=dict)
@@ -103,7 +102,7 @@ class _Service:
             "device": str(device), "unavailable": {
                 name: reason for name, each in BACKENDS.items() if (reason := each.unavailable(device.type))
             },
-            "threads": threads, "environment": environment, "measured": str(self.measured),
+            "threads": threads, "environment": environment,
             "subjects": subjects,
         }  # fmt: skip
 

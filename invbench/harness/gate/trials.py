@@ -52,7 +52,7 @@ def one(name: str, slowdown: float) -> tuple[Check, dict[str, Any]]:
     with opened(settings, study.grid, (), lambda _: None) as (gate, started):
         base, differs = from_revision("HEAD", gate.welcome.home)
         gate = replace(gate, head=replace(gate.head, slowdown=slowdown))
-        check, is_interrupted = gate.against(base, "revision", differs, started)
+        check, is_interrupted = gate.against(base, differs, "revision", started)
     if is_interrupted:
         raise KeyboardInterrupt
     return check, dict(gate.welcome.environment)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from invbench.harness.gate import bootstrap
+from invbench.harness.settings import printable
 from invbench.results.check import Side
 
 PACKAGE = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ class Worker:
             if not isinstance(found, dict):
                 raise TypeError
         except (ValueError, TypeError, RecursionError):
-            said = _printable(line[:60].decode(errors="replace"))
+            said = printable(line[:60].decode(errors="replace"))
             raise WorkerLostError(f"its process answers what is no answer: got {said!r}") from None
         if "refused" in found:
             raise RefusedError(str(found["refused"]))
@@ -125,7 +126,7 @@ class Worker:
         code = self._process.returncode
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        last = f": {_printable(lines[-1][:300])}" if lines else ""
+        last = f": {printable(lines[-1][:300])}" if lines else ""
         if code == -signal.SIGKILL:
             return "its process was killed by the system, which most often means that memory ran out"
         if code is not None and code < 0:
@@ -157,7 +158,3 @@ def environment_for(python: str) -> dict[str, str]:
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             found.pop(name, None)
     return found
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
