@@ -91,7 +91,7 @@ class Runs:
     def verdicts(self):
         """The verdicts and the smallest effects, both [runs, rows]."""
         has_second = self.flags(_floor(self.noise)) != 0
-        floor = np.where(has_second, np.maximum(_floor(self.noise), _floor(self.second_noise)), _floor(self.noise))
+        floor = np.where(has_second, _floor(self.noise, self.second_noise), _floor(self.noise))
         limit = self.limit(floor)
         flags = np.where(has_second, self.flags(floor), 0)
         confirmed = _changed(self.second, limit, floor, flags != 0, SECOND)
@@ -107,11 +107,11 @@ class Runs:
         count = values.shape[2]
         above = needed(count, FIRST / floor.shape[1])
         spread = np.maximum(median - values[..., count - above], values[..., above - 1] - median)
-        return np.expm1(limit + floor + spread)
+        return np.expm1(limit + 2 * floor + spread)
 
 
-def _floor(noise):
-    return np.abs(np.median(noise, 3)).max(2)
+def _floor(*stages):
+    return np.sqrt((np.median(np.concatenate(stages, 2), 3) ** 2).mean(2))
 
 
 def _changed(quads, limit, floor, asked, level: float):

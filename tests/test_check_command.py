@@ -132,7 +132,7 @@ def test_identical_code_passes_with_0_and_leaves_the_checkout_alone(project: Pro
     files = [path for path in sorted(project.folder.rglob("*")) if "__pycache__" not in str(path)]
     assert (project.git("status", "--porcelain"), files) == before
     series = document["checks"][0]["series"][0]
-    assert [len(launch) for launch in series["stages"][0]] == [24, 24, 24]
+    assert [len(launch) for launch in series["stages"][0]] == [30, 30, 30]
 
 
 @pytest.mark.slow
@@ -306,6 +306,13 @@ def _workers(folder: Path) -> list[str]:
     return found
 
 
+def test_a_revision_that_there_is_not_is_one_line_and_2(project: Project) -> None:
+    code, _, stderr = project.check("--base", "no-such-revision", "--quiet")
+    assert code == 2
+    assert "no-such-revision" in stderr
+    assert len(stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -319,7 +326,6 @@ def _workers(folder: Path) -> list[str]:
         (("no-such", "--base", "HEAD"), "no profile 'no-such'"),
         (("ci", "--baseline-file", "none.json"), "none.json"),
         (("ci", "--base-wheel", "none.whl"), "none.whl"),
-        (("ci", "--base", "no-such-revision"), "no-such-revision"),
         (("ci", "--base-python", "no-such-python"), "--base-python takes the interpreter"),
         (("ci", "--base-python", "/bin/false"), "--base-python /bin/false: it does not run Python"),
         (("ci", "--base-python", sys.executable), "imports the same invbench as this interpreter"),

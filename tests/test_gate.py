@@ -191,6 +191,16 @@ def test_verdicts(row: Evidence, expected: Verdict) -> None:
     assert verdict(row) is expected
 
 
+def test_the_floor_is_the_root_mean_square_of_all_launches_of_the_base_against_itself() -> None:
+    def launches(*noises: float) -> tuple[Launch, ...]:
+        return tuple(Launch((0.0,) * 5, (noise - 0.5, noise, noise, noise, noise + 9)) for noise in noises)
+
+    first, second = launches(0.03, -0.06, 0.02), launches(0.05, 0.01, 0.05)
+    assert Evidence(first, 0.05, 0.2).floor == pytest.approx(math.sqrt(0.0049 / 3))
+    assert Evidence(first, 0.05, 0.2, second).floor == pytest.approx(math.sqrt(0.01 / 6))
+    assert Evidence(first, 0.05, 0.2, besides=0.07).floor == pytest.approx(0.07)
+
+
 def test_a_judgement_says_what_it_rests_on() -> None:
     found = judge({"row": evidence(math.log(1.1), math.log(1.2), noise=math.log(1.02), spread=0.0)})["row"]
     assert (found.quads, found.above) == (15, 15)
@@ -198,7 +208,7 @@ def test_a_judgement_says_what_it_rests_on() -> None:
     assert (found.ratio.low, found.ratio.high, found.ratio.count) == (*map(pytest.approx, (1.1, 1.2)), 6)
     assert found.launches == pytest.approx((1.1,) * 3 + (1.2,) * 3)
     assert found.floor == pytest.approx(0.02)
-    assert found.smallest_effect == pytest.approx(1.05 * 1.02 - 1)
+    assert found.smallest_effect == pytest.approx(1.05 * 1.02**2 - 1)
 
 
 STEP = 1 / 1024  # sums of multiples are exact, so that properties are not of rounding
@@ -379,6 +389,14 @@ def test_rates_on_machines_that_are_known(name: str) -> None:
         assert found.ten >= 0.8
         assert found.twenty >= 0.99
         assert found.found >= 0.85
+
+
+@pytest.mark.parametrize("quads", [7, 30])
+@pytest.mark.parametrize("name", ["quiet", "restless", "noisy", "heavy tails"])
+def test_the_smallest_effect_is_honest_with_few_quads_and_with_many(name: str, quads: int) -> None:
+    found = gate_simulation.rates(MACHINES[name], 1, 500, 1_000, chunk=500, rows=6, quads=quads)
+    assert found.found >= 0.85
+    assert found.missed <= 0.01
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Limits:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     visible: float = 0.20
     launches: int = FEWEST_LAUNCHES
-    quads: int = 24
+    quads: int = 30
     exceptions: tuple[CaseLimits, ...] = ()
 
     def __post_init__(self) -> None:
