@@ -283,7 +283,7 @@ def test_layer_keeps_memory_formats_and_takes_empty_batches() -> None:
         y = layer(x.contiguous(memory_format=torch.channels_last))
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert layer(x).is_contiguous()
-        assert torch.equal(y, layer(x))
+        torch.testing.assert_close(y, layer(x))  # a 1x1 convolution may sum in another order in the other layout
         assert layer(x[:0]).shape == (0, *y.shape[1:])
 
 
