@@ -123,6 +123,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "project", tmp_path / "cache")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_identical_code_passes_with_0_and_leaves_the_checkout_alone(project: Project) -> None:
     before = project.git("status", "--porcelain"), sorted(project.folder.rglob("*"))
@@ -135,6 +136,7 @@ def test_identical_code_passes_with_0_and_leaves_the_checkout_alone(project: Pro
     assert [len(launch) for launch in series["stages"][0]] == [30, 30, 30]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_slower_head_fails_with_1_and_a_faster_one_improves(project: Project) -> None:
     project.write(SLOWER)
@@ -149,6 +151,7 @@ def test_a_slower_head_fails_with_1_and_a_faster_one_improves(project: Project) 
     assert (code, latency(document)["verdict"]) == (0, "IMPROVED")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_launches_that_differ_are_inconclusive_with_3_and_count_as_asked(project: Project) -> None:
     project.write(NOISY)
@@ -211,6 +214,7 @@ def test_what_head_has_lost_is_missing_and_what_nobody_has_is_bad_input(project:
     assert "there is no module operator_of_mine, neither in head nor in the base" in stderr
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_wheel_is_a_base_whatever_lies_where_the_user_is(project: Project) -> None:
     wheel = project.folder / "mine-1-py3-none-any.whl"
@@ -225,6 +229,7 @@ def test_a_wheel_is_a_base_whatever_lies_where_the_user_is(project: Project) -> 
     assert document["checks"][0]["base"]["name"] == wheel.name
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_another_environment_is_a_base_whatever_lies_where_the_user_is(project: Project, tmp_path: Path) -> None:
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
@@ -237,6 +242,7 @@ def test_another_environment_is_a_base_whatever_lies_where_the_user_is(project: 
     assert (code, latency(document)["verdict"]) == (0, "IMPROVED")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_baseline_file_is_written_compared_with_and_guards_its_rows(project: Project) -> None:
     assert project.check("--baseline-file", "base.json")[0] == 2
@@ -258,6 +264,7 @@ def test_a_baseline_file_is_written_compared_with_and_guards_its_rows(project: P
     assert {f["verdict"] for f in document["checks"][0]["findings"] if f["metric"] == "latency"} == {"NEW", "MISSING"}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_self_test_proves_the_gate(project: Project) -> None:
     code, document = project.found("--self-test")

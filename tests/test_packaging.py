@@ -49,7 +49,7 @@ def test_dependencies_are_these_and_no_others() -> None:
 
 def test_the_extra_for_tests_has_what_the_tests_import() -> None:
     names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["test"]}
-    assert names == {"invbench", "pytest", "hypothesis", "expecttest", "selenium"}
+    assert names == {"invbench", "pytest", "pytest-xdist", "hypothesis", "expecttest", "selenium"}
     assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report,train]"
 
 
