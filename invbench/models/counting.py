@@ -1,17 +1,20 @@
 """What a network costs on paper: parameters and multiply-adds by type of module, in two conventions.
 
-The shapes come from a forward pass on the meta device, where nothing is computed. With P = output positions:
+The shapes come from a forward pass on the meta device, where nothing is computed. With P = output positions and
+P_in = input positions:
 
-    module        macs                                macs_mmcv: macs and besides
-    Conv2d        P*C_out*K*K*C_in/groups             P*C_out with a bias
-    Linear        in*out                              out with a bias
-    Involution2d  P*C*K*K, and its parts              nothing
-    BatchNorm2d   0                                   2 * elements of its input
-    ReLU          0                                   elements of its input
-    pooling       0                                   elements of its input
+    module           macs                                macs_mmcv: macs and besides
+    Conv2d           P*C_out*K*K*C_in/groups             P*C_out with a bias
+    ConvTranspose2d  P_in*C_in*K*K*C_out/groups          P*C_out with a bias
+    Linear           in*out                              out with a bias
+    Involution2d     P*C*K*K, and its parts              nothing
+    BatchNorm2d      0                                   2 * elements of its input
+    ReLU             0                                   elements of its input
+    pooling          0                                   elements of its input
 
 ``macs`` is what papers mean; ``macs_mmcv`` is what mmcv's get_model_complexity_info prints, which the official README
-quotes. Sums of two tensors count nothing in either. ``activations`` are the numbers that come out of the first three
+quotes. Sums of two tensors count nothing in either, nor do interpolation, region features, and functions that are no
+module: mmcv sees modules of torch's own types alone. ``activations`` are the numbers that come out of the first four
 kinds (Radosavovic et al., Designing Network Design Spaces, CVPR 2020, section 3.1, and the linear layers), an
 involution's generated weight among them, whether or not a backend ever writes it to memory.
 """
@@ -49,6 +52,11 @@ def _convolution(layer: nn.Conv2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
     return macs, macs + (y.numel() if layer.bias is not None else 0)
 
 
+def _transposed_convolution(layer: nn.ConvTranspose2d, x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = x.numel() * layer.weight[0].numel()  # weight: [C_in, C_out / groups, K, K]
+    return macs, macs + (y.numel() if layer.bias is not None else 0)
+
+
 def _linear(layer: nn.Linear, _x: Tensor, y: Tensor) -> tuple[int, int]:
     macs = y.numel() * layer.in_features
     biased: object = layer.bias  # torch's stubs know no layer without
@@ -70,6 +78,7 @@ def _elementwise(_layer: nn.Module, x: Tensor, _y: Tensor) -> tuple[int, int]:
 
 WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
     nn.Conv2d: _convolution,
+    nn.ConvTranspose2d: _transposed_convolution,
     nn.Linear: _linear,
     Involution2d: _involution,
     nn.BatchNorm2d: _norm,
@@ -80,7 +89,7 @@ WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
 }
 
 
-ACTIVE = (nn.Conv2d, nn.Linear, Involution2d)
+ACTIVE = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Involution2d)
 
 
 def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:

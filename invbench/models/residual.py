@@ -8,7 +8,7 @@ conv1 and conv3 are 1x1 convolutions; conv2 is the one spatial layer, with the b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -59,6 +59,7 @@ class ResidualNetwork(nn.Module):
     layer4: nn.Module
     feature_channels = tuple(EXPANSION * mid for mid in MID_CHANNELS)
     feature_strides = (4, 8, 16, 32)
+    has_frozen_norms = False
 
     def add_stages(self, blocks: Sequence[int], num_classes: int | None, spatial: Spatial) -> None:
         """``layer1`` to ``layer4``, ``avgpool`` and ``fc``.
@@ -79,6 +80,25 @@ class ResidualNetwork(nn.Module):
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.fc = nn.Linear(channels, num_classes)
         _initialise(self)
+
+    def freeze(self, stages: int) -> None:
+        """As detectors train their backbone: the parameters of the stem and of the first ``stages`` stages stay as they
+        are, and so do the statistics of all norms, whose scales and shifts are trained in the other stages."""
+        trained = {*(f"layer{number}" for number in range(stages + 1, len(MID_CHANNELS) + 1)), "fc"}
+        for name, part in self.named_children():
+            if name not in trained:
+                part.requires_grad_(False)
+        self.has_frozen_norms = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``, but norms that are frozen stay in eval mode."""
+        super().train(mode)
+        if self.has_frozen_norms:
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eval()
+        return self
 
     def stem_forward(self, x: Tensor) -> Tensor:
         """What comes before the stages: [N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
