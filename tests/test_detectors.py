@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from invbench.models import SUBJECTS, create, regions
 from invbench.models.counting import Counts, count
-from invbench.models.detection import RCNN, MaskHead, RetinaNet
+from invbench.models.detection import RCNN, BoxHead, MaskHead, ProposalHead, RetinaHead, RetinaNet
 from invbench.models.necks import FPN
-from invbench.models.regions import LEVELS, OURS, TORCHVISION, RegionFeatures, aligner, boxes, levels, roi_align
+from invbench.models.regions import LEVELS, OURS, TORCHVISION, RegionFeatures, aligner, boxes, levels
 from invbench.models.residual import Bottleneck
 from invbench.ops import Involution2d
 from invbench.spec import InvbenchError
@@ -157,6 +158,11 @@ BOXES = [
     [0.0, 0.0, 40.0, 24.0], [3.3, 1.7, 11.1, 9.2], [10.0, 5.0, 10.5, 5.25], [30.0, 2.0, 40.0, 24.0],
     [-30.0, -9.0, 25.0, 60.0], [38.0, 22.0, 44.0, 29.0],
 ]  # fmt: skip
+
+
+def roi_align(x: Tensor, found: Tensor, scale: float, size: int) -> Tensor:
+    """The features [N, R, C, size, size] of boxes [R, 4] in each of N maps, as they are computed here."""
+    return regions._Pixels(x).align(found, scale, size).movedim(-1, 2)
 
 
 @pytest.mark.parametrize(("size", "shape"), [(7, (6, 10)), (2, (6, 10)), (3, (1, 1)), (1, (1, 9))], ids=str)
@@ -370,6 +376,113 @@ def test_backends_agree_in_a_neck(backend: str) -> None:
         results.append([*found, *(each.grad for each in neck.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9 * one.abs().max().item())
+
+
+# --- What they compute, part by part ---
+
+
+def conv(layer: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
+    """A convolution by its parameters alone, or an involution, which has tests of its own."""
+    if isinstance(layer, Involution2d):
+        return layer(x)
+    return F.conv2d(x, layer.weight, layer.bias, stride, layer.weight.shape[-1] // 2)
+
+
+@pytest.mark.parametrize("inv", [False, True], ids=["convolution", "involution"])
+@pytest.mark.parametrize(("pooled", "extra"), [(True, 0), (False, 2)])
+def test_a_pyramid_is_laterals_nearest_sums_and_outputs(inv: bool, pooled: bool, extra: int) -> None:
+    torch.manual_seed(0)
+    neck = FPN([4, 6, 8], pooled, extra, inv, "naive").double().eval()
+    for part in neck.modules():
+        if isinstance(part, nn.Conv2d) and part.bias is not None:
+            nn.init.normal_(part.bias)
+    fine, middle, coarse = (
+        torch.randn(2, 4 + 2 * n, *size, dtype=torch.float64) for n, size in enumerate([(9, 17), (5, 9), (3, 5)])
+    )
+    top = conv(neck.laterals[2], coarse)
+    between = conv(neck.laterals[1], middle) + enlarged(top, 5, 9)
+    bottom = conv(neck.laterals[0], fine) + enlarged(between, 9, 17)
+    expected = [conv(layer, x) for layer, x in zip(neck.outputs, (bottom, between, top), strict=True)]
+    if pooled:
+        expected.append(expected[-1][..., ::2, ::2])
+    if extra:
+        first = conv(neck.extra[0], coarse, 2)
+        expected += [first, conv(neck.extra[1], first, 2)]
+    for one, other in zip(neck([fine, middle, coarse]), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def enlarged(x: Tensor, H: int, W: int) -> Tensor:
+    """The nearest pixel, by its index."""
+    rows, columns = (torch.arange(size) * old // size for size, old in ((H, x.shape[2]), (W, x.shape[3])))
+    return x[:, :, rows][..., columns]
+
+
+@pytest.mark.parametrize("inv", [False, True], ids=["convolution", "involution"])
+def test_heads_are_their_layers_one_after_another(inv: bool) -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 256, *size, dtype=torch.float64) for size in ((3, 5), (2, 3))]
+    with torch.no_grad():
+        head = ProposalHead(inv, "naive").double().eval()
+        seen = [conv(head.spatial, x).clamp(min=0) for x in maps]
+        expected = [conv(layer, x).flatten(1) for x in seen for layer in (head.scores, head.deltas)]
+        assert [each.shape[1] for each in expected] == [3 * 15, 12 * 15, 3 * 6, 12 * 6]
+        for one, other in zip(head(maps), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+        mask = MaskHead(5, inv, "naive").double().eval()
+        x = torch.randn(3, 256, 4, 4, dtype=torch.float64)
+        y = x
+        for layer in mask.tower[::2]:
+            y = conv(layer, y).clamp(min=0)
+        # A 2x2 window each 2 pixels: each pixel becomes four of its own, by one matrix for each of them.
+        y = torch.einsum("nchw,cdij->ndhiwj", y, mask.upsample.weight).reshape(3, 256, 8, 8)
+        y = (y + mask.upsample.bias[:, None, None]).clamp(min=0)
+        torch.testing.assert_close(mask(x.clone()), conv(mask.logits, y))
+
+
+def test_convolutional_heads_are_their_layers_one_after_another() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 256, *size) for size in ((3, 5), (2, 3))]
+    with torch.no_grad():
+        head = RetinaHead(2)
+        expected = []
+        for x in maps:
+            for tower, last in ((head.score_tower, head.scores), (head.delta_tower, head.deltas)):
+                y = x
+                for layer in tower[::2]:
+                    y = conv(layer, y).clamp(min=0)
+                expected.append(conv(last, y).flatten(1))
+        assert [each.shape[1] for each in expected] == [18 * 15, 36 * 15, 18 * 6, 36 * 6]
+        for one, other in zip(head(maps), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+        box = BoxHead(4, size=2)
+        x = torch.randn(3, 256, 2, 2)
+        y = x.flatten(1)
+        for layer in box.hidden[::2]:
+            y = (y @ layer.weight.T + layer.bias).clamp(min=0)
+        for one, layer, length in zip(box(x), (box.scores, box.deltas), (5, 16), strict=True):
+            torch.testing.assert_close(one, y @ layer.weight.T + layer.bias)
+            assert one.shape == (3, length)
+
+
+def test_regions_are_of_the_pyramid_and_their_heads_follow_its_own() -> None:
+    network = small("mask_rcnn_resnet50").eval()
+    x = torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        maps = network.neck(network.backbone(x))
+        assert [each.shape[2] for each in maps] == [17, 9, 5, 3, 2]
+        of_boxes, of_masks = network.heads["regions"](maps[:4], 65, 97)
+        scores, deltas = network.heads["box"](of_boxes)
+        masks = network.heads["mask"](of_masks)
+        of_images = [each.reshape(2, -1) for each in (scores, deltas, masks)]
+        expected = torch.cat([*network.heads["proposal"](maps), *of_images], 1)
+        torch.testing.assert_close(network(x), expected)
+
+        network = small("retinanet_resnet50").eval()
+        expected = torch.cat(network.head(network.neck(network.backbone(x)[1:])), 1)
+        torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("is_settled", [False, True], ids=["fresh", "settled"])

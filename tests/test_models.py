@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import invbench
-from invbench.models import DEPTHS, SUBJECTS, create
+from invbench.models import DEPTHS, SUBJECTS, SUITES, create, of_suite
 from invbench.models.counting import Counts, count
 from invbench.ops import Involution2d
 from invbench.spec import InvbenchError
@@ -197,9 +197,43 @@ def test_counterparts_are_convolutional_and_take_the_same_images() -> None:
         counterpart = SUBJECTS[model.counterpart]
         assert model.name == name
         assert not counterpart.has_involution
-        assert (counterpart.suite, counterpart.images) == (model.suite, model.images)
+        assert counterpart.suite == ("imagenet" if model.suite == "attention" else model.suite)
+        assert counterpart.images.takes(*model.images.usual)
+        assert (counterpart.images.channels, counterpart.images.usual) == (model.images.channels, model.images.usual)
+        assert counterpart.is_compiled or not model.is_compiled
         if model.suite == "imagenet":
             assert counterpart.arguments == model.arguments
+
+
+def test_a_suite_is_its_networks_and_what_they_are_compared_with() -> None:
+    assert set(SUITES) == {model.suite for model in SUBJECTS.values()}
+    for suite in SUITES:
+        own = [name for name, model in SUBJECTS.items() if model.suite == suite]
+        others = [name for name in of_suite(suite) if name not in own]
+        assert of_suite(suite) == (*others, *own)
+        assert others == (["rednet26", "rednet38", "rednet50", "rednet101"] if suite == "attention" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "taken"),
+    [
+        ("rednet50", (1, 1), True), ("mnist-inv", (28, 28), True), ("mnist-inv", (28, 29), False),
+        ("san10_pairwise", (128, 400), True), ("san10_pairwise", (200, 127), False), ("axial26s", (224, 30), True),
+        ("axial26s", (30, 225), False), ("faster_rcnn_rednet50", (800, 1280), True),
+    ],
+)  # fmt: skip
+def test_images_that_are_taken(name: str, size: tuple[int, int], taken: bool) -> None:
+    assert SUBJECTS[name].images.takes(*size) == taken
+
+
+def test_published_figures_say_where_they_are_from_and_what_they_are_of() -> None:
+    for name, model in SUBJECTS.items():
+        said = model.published
+        if said is not None:
+            assert said.source, name
+            assert said.size == model.images.usual, name
+            assert said.top1 is not None or said.scores, name
+            assert said.stem in (3, 7), name
 
 
 # --- What they compute ---
@@ -312,7 +346,7 @@ def test_naming_networks_needs_no_torch() -> None:
         "try: create('rednet51')\nexcept ValueError as error: print(len(names), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr) == ("22 False", "")
+    assert (done.stdout.strip(), done.stderr) == ("54 False", "")
 
 
 def test_models_are_exported() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invbench.models import DEPTHS, SUBJECTS, create
 from invbench.models.counting import Counts, count
 from invbench.models.residual import Bottleneck
 from invbench.models.resnet import DeepStemResNet
-from invbench.models.segmentation import AUXILIARY_WEIGHT, PyramidHead, SegmentationFPN, UPerNet
+from invbench.models.segmentation import AUXILIARY_WEIGHT, PooledPyramid, PyramidHead, SegmentationFPN, UPerNet
 from invbench.ops import Involution2d
 from invbench.spec import InvbenchError
 
@@ -145,6 +145,65 @@ def test_upsampling_ends_at_the_finest_maps_size() -> None:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear") if level else x
             total = total + x
         torch.testing.assert_close(head(maps), head.logits(total))
+
+
+def normed(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """A convolution without bias, a norm in eval mode and a ReLU, by their parameters."""
+    convolution, norm, _ = layers
+    x = F.conv2d(x, convolution.weight, None, 1, convolution.weight.shape[-1] // 2)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias).clamp(min=0)
+
+
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
+
+
+def test_a_pooled_pyramid_is_its_formula() -> None:
+    torch.manual_seed(0)
+    neck = PooledPyramid([4, 6, 8, 10], 5).double().eval()
+    for part in neck.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias)
+            part.running_mean.normal_()
+    maps = [
+        torch.randn(2, 4 + 2 * n, *size, dtype=torch.float64)
+        for n, size in enumerate([(33, 50), (17, 25), (9, 13), (7, 8)])
+    ]
+    pooled = [F.adaptive_avg_pool2d(maps[3], side) for side in (1, 2, 3, 6)]
+    with torch.no_grad():
+        scenes = [resized(normed(part[1:], x), maps[3]) for part, x in zip(neck.pooled, pooled, strict=True)]
+        top = normed(neck.top, torch.cat([maps[3], *scenes], 1))
+        merged = [top]
+        for level in (2, 1, 0):
+            merged.insert(0, normed(neck.laterals[level], maps[level]) + resized(merged[0], maps[level]))
+        found = [*(normed(neck.outputs[level], merged[level]) for level in range(3)), top]
+        expected = torch.cat([resized(each, maps[0]) for each in found], 1)
+        torch.testing.assert_close(neck(maps), expected)
+
+
+@pytest.mark.parametrize("name", ["fpn_rednet50_inv_neck", "upernet_resnet50"])
+def test_segmenters_are_their_parts_one_after_another(name: str) -> None:
+    network = naive(name, num_classes=3).eval()
+    x = torch.randn(1, 3, 33, 65)
+    with torch.inference_mode():
+        maps = network.neck(network.backbone(x))
+        torch.testing.assert_close(network(x), network.head(maps))
+        if name.startswith("upernet"):
+            logits = network.head[1]
+            expected = F.conv2d(normed(network.head[0], maps), logits.weight, logits.bias)
+            torch.testing.assert_close(network(x), expected)
+
+
+def test_a_deep_stem_is_three_convolutions_and_a_pool() -> None:
+    network = DeepStemResNet(DEPTHS[26], None).eval()
+    x = torch.randn(1, 3, 33, 50)
+    with torch.inference_mode():
+        y = x
+        for first, stride in ((0, 2), (3, 1), (6, 1)):
+            y = F.conv2d(y, network.stem[first].weight, None, stride, 1)
+            y = network.stem[first + 1](y).clamp(min=0)
+        torch.testing.assert_close(network.stem_forward(x), F.max_pool2d(y, 3, 2, 1))
 
 
 @pytest.mark.parametrize("name", COUNTS)

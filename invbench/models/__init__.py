@@ -50,6 +50,15 @@ class Images:
         """Whether images of this size are among them."""
         return self.least <= min(H, W) and (self.most is None or max(H, W) <= self.most)
 
+    @property
+    def range(self) -> str:
+        """The sizes in words."""
+        if self.side is not None:
+            return f"{self.side}x{self.side} only"
+        limits = [f"at least {self.least}"] * (self.least > 1)
+        limits += [f"at most {self.most}"] if self.most is not None else []
+        return f"{' and '.join(limits) or 'any number of'} pixels a side"
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -179,11 +188,11 @@ def _attention() -> Iterator[Model]:
             own = {"blocks": blocks, "kind": kind}
             rows.append((f"san{depth}_{kind}", "SAN", own, residual, Images(least=128)))
     rows += [(f"stand_alone{n}", "StandAlone", {"blocks": DEPTHS[n]}, n, Images()) for n in (26, 38, 50)]
-    for depth, blocks in ((26, (2, 2, 2, 2)), (50, DEPTHS[50]), (101, DEPTHS[101])):
-        rows.append((f"lrnet{depth}", "LRNet", {"blocks": blocks}, depth, Images()))
+    for depth, stages in ((26, (2, 2, 2, 2)), (50, DEPTHS[50]), (101, DEPTHS[101])):
+        rows.append((f"lrnet{depth}", "LRNet", {"blocks": stages}, depth, Images()))
     for name, depth, width in (("26s", 26, 0.5), ("50s", 50, 0.5), ("50m", 50, 0.75), ("50l", 50, 1.0)):
-        own = {"blocks": DEPTHS[depth], "width": width}
-        rows.append((f"axial{name}", "AxialResNet", own, depth, Images(most=224)))
+        sizes = {"blocks": DEPTHS[depth], "width": width}
+        rows.append((f"axial{name}", "AxialResNet", sizes, depth, Images(most=224)))
     for name, builder, arguments, depth, images in rows:
         yield Model(
             name, "attention", module, builder, arguments, f"resnet{depth}", False, figures.ATTENTION.get(name), images
@@ -199,8 +208,15 @@ SUITES = {
     "small": "the networks of the report that trained both ways, and involutional ones of equal size",
     "detection": "Faster R-CNN, Mask R-CNN and RetinaNet, with involution in the backbone, the neck and the heads",
     "segmentation": "FPN and UPerNet",
-    "attention": "the self-attention networks that involution was compared with: SAN, stand-alone, LR-Net and Axial",
+    "attention": "RedNet and the self-attention networks that it was compared with: SAN, stand-alone, LR-Net and Axial",
 }
+# What a suite compares besides its own networks: involution, at the depths that the others have.
+BESIDE = {"attention": ("rednet26", "rednet38", "rednet50", "rednet101")}
+
+
+def of_suite(suite: str) -> tuple[str, ...]:
+    """The networks that a row of ``SUITES`` compares, by name."""
+    return (*BESIDE.get(suite, ()), *(name for name, model in SUBJECTS.items() if model.suite == suite))
 
 
 def require_model(name: str) -> Model:
@@ -225,10 +241,10 @@ def create(
 
     stem_kernel_size: K of the involution in RedNet's stem. The official figures are for 7, the official code and its
     weights have 3; ResNets have no such layer. num_classes: by default that of the data set: 1000, 10 of the small
-    networks, which take images of their own size, 80 of detectors (COCO), 19 of segmenters (Cityscapes). backend: of every involution,
-    as in ``involution2d``. features_only: no classifier; returns the outputs of the four stages, at strides 4, 8, 16 and 32 (``feature_strides``) with
-    ``feature_channels``, as a list.
-    involution: for ablations, of the involutions in RedNet's blocks (``kernel_size``) and of all of them (``groups``,
+    networks, which take images of their own size, 80 of detectors (COCO), 19 of segmenters (Cityscapes). backend: of
+    every involution, as in ``involution2d``. features_only: no classifier; returns the outputs of the four stages, at
+    strides 4, 8, 16 and 32 (``feature_strides``) with ``feature_channels``, as a list. involution: for
+    ablations, of the involutions in RedNet's blocks (``kernel_size``) and of all of them (``groups``,
     ``group_channels``, ``reduction``, ``generator``), as ``Involution2d`` takes them.
 
     Loads state_dicts with the official repository's names (RedNet) or torchvision's (ResNet); without a classifier

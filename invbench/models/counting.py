@@ -8,13 +8,14 @@ P_in = input positions:
     ConvTranspose2d  P_in*C_in*K*K*C_out/groups          P*C_out with a bias
     Linear           in*out                              out with a bias
     Involution2d     P*C*K*K, and its parts              nothing
+    attention        products of pixels, and its parts   P*K*K*(C/16 + 2) differences in PairwiseAttention2d
     BatchNorm2d      0                                   2 * elements of its input
     ReLU             0                                   elements of its input
     pooling          0                                   elements of its input
 
 ``macs`` is what papers mean; ``macs_mmcv`` is what mmcv's get_model_complexity_info prints, which the official README
 quotes. Sums of two tensors count nothing in either, nor do interpolation, region features, and functions that are no
-module: mmcv sees modules of torch's own types alone. ``activations`` are the numbers that come out of the first four
+module: mmcv sees modules of torch's own types alone. ``activations`` are the numbers that come out of the first five
 kinds (Radosavovic et al., Designing Network Design Spaces, CVPR 2020, section 3.1, and the linear layers), an
 involution's generated weight among them, whether or not a backend ever writes it to memory.
 """
@@ -28,6 +29,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from invbench.attention.axial import AxialAttention1d, keys
+from invbench.attention.local import LocalAttention2d
+from invbench.attention.local_relation import LocalRelation2d
+from invbench.attention.operators import MODULES
+from invbench.attention.san import PairwiseAttention2d, PatchwiseAttention2d
 from invbench.ops import Involution2d
 from invbench.spec import InvbenchError
 
@@ -68,6 +74,28 @@ def _involution(layer: Involution2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
     return macs, macs
 
 
+def _aggregation(layer: LocalRelation2d | PatchwiseAttention2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = y.numel() * layer.spec.taps
+    return macs, macs
+
+
+def _local_attention(layer: LocalAttention2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = 2 * y.numel() * layer.spec.taps  # q . k, and the sum of values
+    return macs, macs
+
+
+def _pairwise(layer: PairwiseAttention2d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    macs = y.numel() * layer.spec.taps
+    return macs, macs + y[:, 0].numel() * layer.spec.taps * (layer.rel + 2)
+
+
+def _axial(layer: AxialAttention1d, _x: Tensor, y: Tensor) -> tuple[int, int]:
+    length = y.shape[2] if layer.axis == "height" else y.shape[3]
+    # q . k, q . r and k . r of C/2 channels, and the sums of values and embeddings
+    macs = 7 * y.numel() * keys(length, layer.span) // 2
+    return macs, macs
+
+
 def _norm(_layer: nn.Module, x: Tensor, _y: Tensor) -> tuple[int, int]:
     return 0, 2 * x.numel()
 
@@ -81,6 +109,11 @@ WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
     nn.ConvTranspose2d: _transposed_convolution,
     nn.Linear: _linear,
     Involution2d: _involution,
+    LocalAttention2d: _local_attention,
+    PairwiseAttention2d: _pairwise,
+    PatchwiseAttention2d: _aggregation,
+    AxialAttention1d: _axial,
+    LocalRelation2d: _aggregation,
     nn.BatchNorm2d: _norm,
     nn.ReLU: _elementwise,
     nn.MaxPool2d: _elementwise,
@@ -89,7 +122,7 @@ WORK: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
 }
 
 
-ACTIVE = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Involution2d)
+ACTIVE = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Involution2d, *MODULES)
 
 
 def count(network: nn.Module, H: int, W: int, channels: int = 3) -> Counts:

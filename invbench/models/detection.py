@@ -39,13 +39,13 @@ class DenseHead(nn.Module):
     scores: nn.Module
     deltas: nn.Module
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """[N, M] of maps [N, 256, H_l, W_l], level by level."""
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """[N, length] of maps [N, 256, H_l, W_l], level by level."""
         found = []
         for x in maps:
             of_scores, of_deltas = self.towers(x)
             found += [self.scores(of_scores).flatten(1), self.deltas(of_deltas).flatten(1)]
-        return torch.cat(found, 1)
+        return found
 
     def towers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the last layers see, of scores and of deltas."""
@@ -65,7 +65,7 @@ class ProposalHead(DenseHead):
 
     def towers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same for both. The ReLU is a function in mmdetection, too, so that mmcv does not count it."""
-        y = F.relu(self.spatial(x), inplace=True)
+        y = F.relu(self.spatial(x))
         return y, y
 
 
@@ -180,14 +180,17 @@ class RCNN(nn.Module):
         }
         return found | ({"mask head": (heads["mask"],)} if "mask" in heads else {})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, M] of images [N, 3, H, W]."""
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What the row is made of, each [N, length]."""
         N, _, H, W = x.shape
         maps = self.neck(self.backbone(x))
         of_boxes, *of_masks = self.heads["regions"](maps, H, W)
-        found = [self.heads["proposal"](maps), *self.heads["box"](of_boxes)]
-        found += [self.heads["mask"](each) for each in of_masks]
-        return torch.cat([each.reshape(N, -1) for each in found], 1)
+        found = [*self.heads["box"](of_boxes), *(self.heads["mask"](each) for each in of_masks)]
+        return [*self.heads["proposal"](maps), *(each.reshape(N, -1) for each in found)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, M] of images [N, 3, H, W]."""
+        return torch.cat(self.outputs(x), 1)
 
 
 class RetinaNet(nn.Module):
@@ -209,10 +212,14 @@ class RetinaNet(nn.Module):
         """What the network is made of, by the names that its time is told by."""
         return {"backbone": (self.backbone,), "neck": (self.neck,), "head": (self.head,)}
 
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What the row is made of, each [N, length]."""
+        found: list[Tensor] = self.head(self.neck(self.backbone(x)[1:]))
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, M] of images [N, 3, H, W]."""
-        y: Tensor = self.head(self.neck(self.backbone(x)[1:]))
-        return y
+        return torch.cat(self.outputs(x), 1)
 
 
 def _backbone(name: str, backend: str, **options: Any) -> ResidualNetwork:

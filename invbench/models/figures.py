@@ -16,9 +16,9 @@ class Published:
     """What others say of a network: top-1 in percent, params, and macs: plain ones, or as mmcv counts them.
 
     scores: other accuracies by name, in percent ("box AP"). data_set: what the accuracies are on. size: height and
-    width of the images that the macs are of; stem: K of the involution in the stem there. note: where a figure is not
-    what it seems, why. train_seconds: of the whole training, by type of device. None where it is not told. The source
-    is part of the figure: others give other accuracies.
+    width of the images that the macs are of; stem: K of the involution in the stem there. notes: where a figure is not
+    what it seems, why. elsewhere: another top-1 that somebody else gives, by who it is. train_seconds: of the whole
+    training, by type of device. None where it is not told. The source is part of the figure.
     """
 
     source: str
@@ -30,7 +30,8 @@ class Published:
     scores: Mapping[str, float] | None = None
     size: tuple[int, int] = (224, 224)
     stem: int = 7
-    note: str | None = None
+    notes: tuple[str, ...] = ()
+    elsewhere: Mapping[str, float] | None = None
     train_seconds: Mapping[str, float] | None = None
 
 
@@ -49,7 +50,9 @@ RESNETS = {26: _figure(73.6), 38: _figure(76.0), 50: _figure(76.8), 101: _figure
 
 
 def _report(data_set: str, top1: float, params: int, gpu: float, cpu: float) -> Published:
-    return Published(REPORT, top1, params, data_set=data_set, train_seconds={"gpu": gpu, "cpu": cpu})
+    side = 32 if data_set == "CIFAR-10" else 28
+    seconds = {"gpu": gpu, "cpu": cpu}
+    return Published(REPORT, top1, params, data_set=data_set, size=(side, side), train_seconds=seconds)
 
 
 SMALL = {
@@ -65,32 +68,32 @@ _STEM_3 = "the published table counts this row with a 3x3 stem, others of it wit
 _MASK_HEAD = "the published macs leave out the mask head's deconvolution and logits (6.75 G)"
 
 
-def _detector(macs: float, box: float, mask: float | None = None, stem: int = 7, note: str | None = None) -> Published:
+def _detector(macs: float, box: float, mask: float | None = None, stem: int = 7, *notes: str) -> Published:
     scores = {"box AP": box} | ({} if mask is None else {"mask AP": mask})
     return Published(
-        README, macs_mmcv=round(macs * G), data_set="COCO", scores=scores, size=(800, 1280), stem=stem, note=note
+        README, macs_mmcv=round(macs * G), data_set="COCO", scores=scores, size=(800, 1280), stem=stem, notes=notes
     )
 
 
 DETECTORS = {
     "faster_rcnn_resnet50": _detector(207.07, 37.7),
-    "faster_rcnn_rednet50": _detector(177.9, 39.5, stem=3, note=_STEM_3),
+    "faster_rcnn_rednet50": _detector(177.9, 39.5, None, 3, _STEM_3),
     "faster_rcnn_rednet50_inv_neck": _detector(135.0, 40.2),
     "faster_rcnn_rednet50_inv_neck_head": _detector(91.5, 39.2),
-    "mask_rcnn_resnet50": _detector(253.4, 38.4, 35.1, note=_MASK_HEAD),
-    "mask_rcnn_rednet50": _detector(224.2, 39.9, 35.7, 3, f"{_STEM_3}; {_MASK_HEAD}"),
-    "mask_rcnn_rednet50_inv_neck": _detector(181.3, 40.8, 36.4, note=_MASK_HEAD),
+    "mask_rcnn_resnet50": _detector(253.4, 38.4, 35.1, 7, _MASK_HEAD),
+    "mask_rcnn_rednet50": _detector(224.2, 39.9, 35.7, 3, _STEM_3, _MASK_HEAD),
+    "mask_rcnn_rednet50_inv_neck": _detector(181.3, 40.8, 36.4, 7, _MASK_HEAD),
     "mask_rcnn_rednet50_inv_neck_head": _detector(104.6, 39.6, 35.1),
     "retinanet_resnet50": _detector(239.3, 36.6),
-    "retinanet_rednet50": _detector(210.1, 38.2, stem=3, note=_STEM_3),
+    "retinanet_rednet50": _detector(210.1, 38.2, None, 3, _STEM_3),
     "retinanet_rednet50_inv_neck": _detector(199.9, 38.2),
 }
 
 
-def _segmenter(params: float | None, macs: float, miou: float, note: str | None = None) -> Published:
+def _segmenter(params: float, macs: float, miou: float) -> Published:
     return Published(
-        README, params=None if params is None else round(params * M), macs_mmcv=round(macs * G), data_set="Cityscapes",
-        scores={"mIoU": miou}, size=(1024, 2048), stem=3, note=note,
+        README, params=round(params * M), macs_mmcv=round(macs * G), data_set="Cityscapes", scores={"mIoU": miou},
+        size=(1024, 2048), stem=3,
     )  # fmt: skip
 
 
@@ -104,7 +107,7 @@ SEGMENTERS = {
 
 
 def _san(top1: float, own: float) -> Published:
-    return _figure(top1, note=f"SAN's own repository gives a top-1 of {own} %")
+    return _figure(top1, elsewhere={"SAN's own repository": own})
 
 
 ATTENTION = {

@@ -139,14 +139,6 @@ class _Torchvision:
         return y.view(N, len(found), *y.shape[1:]).movedim(2, -1).to(self.dtype)
 
 
-def roi_align(x: Tensor, found: Tensor, scale: float, size: int) -> Tensor:
-    """The features [N, R, C, size, size] of boxes ``found`` [R, 4] in each of N maps x [N, C, H, W], by this module.
-
-    scale: of the maps to the image that the boxes are in. Differentiable in x.
-    """
-    return _Pixels(x).align(found, scale, size).movedim(-1, 2)
-
-
 @functools.cache
 def _torchvision() -> Any:
     """torchvision's function, or None where there is none."""

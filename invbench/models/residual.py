@@ -21,11 +21,10 @@ Spatial = Callable[[int, int], nn.Module]
 
 
 class Bottleneck(nn.Module):
-    """[N, channels, H, W] to [N, 4 * mid, ceil(H / stride), ceil(W / stride)]."""
+    """[N, channels, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
 
-    def __init__(self, channels: int, mid: int, stride: int, spatial: Spatial) -> None:
+    def __init__(self, channels: int, mid: int, out: int, stride: int, spatial: Spatial) -> None:
         super().__init__()
-        out = EXPANSION * mid
         self.conv1 = nn.Conv2d(channels, mid, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
         self.conv2 = spatial(mid, stride)
@@ -36,6 +35,11 @@ class Bottleneck(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1 or channels != out:
             self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm whose output is added to the shortcut."""
+        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
@@ -50,14 +54,17 @@ class Bottleneck(nn.Module):
 class ResidualNetwork(nn.Module):
     """Four stages, and a classifier unless only features are wanted; a family adds its stem, and then these.
 
-    feature_channels, feature_strides: of the stages' outputs.
+    feature_channels, feature_strides: of the stages' outputs. stem_channels, mid_channels: of the stem's output, and of
+    the spatial layers in the stages; a family may have others.
     """
 
     layer1: nn.Module
     layer2: nn.Module
     layer3: nn.Module
     layer4: nn.Module
-    feature_channels = tuple(EXPANSION * mid for mid in MID_CHANNELS)
+    stem_channels: int = STEM_CHANNELS
+    mid_channels: tuple[int, ...] = MID_CHANNELS
+    feature_channels: tuple[int, ...] = tuple(EXPANSION * mid for mid in MID_CHANNELS)
     feature_strides = (4, 8, 16, 32)
     has_frozen_norms = False
 
@@ -67,19 +74,24 @@ class ResidualNetwork(nn.Module):
         blocks: their number in each stage. num_classes: None for no classifier. spatial: makes the middle layer of a
         block.
         """
-        channels = STEM_CHANNELS
-        for index, (count, mid) in enumerate(zip(blocks, MID_CHANNELS, strict=True)):
+        channels = self.stem_channels
+        widths = zip(blocks, self.mid_channels, self.feature_channels, strict=True)
+        for index, (count, mid, out) in enumerate(widths):
             stage = []
             for block in range(count):
                 stride = 2 if index > 0 and block == 0 else 1
-                stage.append(Bottleneck(channels, mid, stride, spatial))
-                channels = EXPANSION * mid
+                stage.append(Bottleneck(channels, mid, out, stride, spatial))
+                channels = out
             self.add_module(f"layer{index + 1}", nn.Sequential(*stage))
+        self.add_classifier(num_classes)
+        _initialise(self)
+
+    def add_classifier(self, num_classes: int | None) -> None:
+        """``avgpool`` and ``fc``, which is None where there are no classes."""
         self.fc: nn.Module | None = None
         if num_classes is not None:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
-            self.fc = nn.Linear(channels, num_classes)
-        _initialise(self)
+            self.fc = nn.Linear(self.feature_channels[-1], num_classes)
 
     def freeze(self, stages: int) -> None:
         """As detectors train their backbone: the parameters of the stem and of the first ``stages`` stages stay as they

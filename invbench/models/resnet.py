@@ -13,19 +13,26 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from invbench.models.residual import STEM_CHANNELS, ResidualNetwork
+from invbench.models.residual import ResidualNetwork, Spatial
+
+
+def _convolution(channels: int, stride: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
 
 
 class ResNet(ResidualNetwork):
-    """Images [N, 3, H, W] to logits [N, num_classes]; state_dict names are torchvision's."""
+    """Images [N, 3, H, W] to logits [N, num_classes]; state_dict names are torchvision's.
 
-    def __init__(self, blocks: Sequence[int], num_classes: int | None = 1000) -> None:
+    spatial: the middle layer of a block, for networks that differ in nothing else.
+    """
+
+    def __init__(self, blocks: Sequence[int], num_classes: int | None = 1000, spatial: Spatial = _convolution) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.conv1 = nn.Conv2d(3, self.stem_channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.add_stages(blocks, num_classes, _convolution)
+        self.add_stages(blocks, num_classes, spatial)
 
     def stem_forward(self, x: Tensor) -> Tensor:
         """[N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
@@ -38,9 +45,9 @@ class DeepStemResNet(ResidualNetwork):
 
     def __init__(self, blocks: Sequence[int], num_classes: int | None = 1000) -> None:
         super().__init__()
-        half = STEM_CHANNELS // 2
+        half = self.stem_channels // 2
         stem: list[nn.Module] = []
-        for channels, out, stride in ((3, half, 2), (half, half, 1), (half, STEM_CHANNELS, 1)):
+        for channels, out, stride in ((3, half, 2), (half, half, 1), (half, self.stem_channels, 1)):
             stem += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -50,7 +57,3 @@ class DeepStemResNet(ResidualNetwork):
         """[N, 64, ceil(H / 4), ceil(W / 4)] from [N, 3, H, W]."""
         y: Tensor = self.maxpool(self.stem(x))
         return y
-
-
-def _convolution(channels: int, stride: int) -> nn.Module:
-    return nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
