@@ -112,7 +112,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     **{f"unknown {name}": ([f"--{name}", "foo"], [f"--{name}", "foo", choice]) for name, choice in (
         ("dtype", "bfloat16"), ("backend", "numba"), ("device", "cuda:1"), ("layout", "channels_last"),
         ("mode", "backward"), ("scope", "aggregate"), ("format", "markdown"), ("padding-mode", "reflect"),
-        ("baseline", "depthwise"), ("clock", "eager"), ("cache", "cold"))},
+        ("baseline", "depthwise"), ("clock", "eager"), ("cache", "cold"), ("compare", "attention"))},
     **{f"{name} in words": ([f"--{name}", "many"], [f"--{name}", "many"]) for name in (
         "N", "C", "H", "W", "K", "G", "group-channels", "stride", "dilation", "reduction", "budget", "precision",
         "threads", "seed")},
@@ -216,12 +216,12 @@ def test_a_fault_of_ours_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys:
 
 # --- Interface ---
 
-# CLI.md, "Options of the measuring commands", with what op must accept; --compare belongs to a later command.
+# CLI.md, "Options of the measuring commands", with what op must accept.
 OPTIONS = (
     "--N", "--C", "--H", "--W", "--K", "--stride", "--dilation",
     "--reduction", "--padding-mode", "--G", "--group-channels", "--device", "--dtype", "--layout",
     "--mode", "--scope", "--backend", "--baseline", "--clock", "--cache", "--budget",
-    "--precision", "--threads", "--seed", "--format", "--output", "--quiet", "--no-autotune",
+    "--precision", "--threads", "--seed", "--format", "--output", "--quiet", "--no-autotune", "--compare",
 )  # fmt: skip
 DEFAULTS = {"N": 8, "C": 256, "H": 28, "W": 28, "K": 7, "stride": 1, "dtype": "float32", "layout": "channels_last",
             "mode": "forward", "scope": "layer", "baseline": "conv2d"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""``invbench op``: one configuration, every involution backend against nn.Conv2d."""
+"""``invbench op``: one configuration, every involution backend against nn.Conv2d, and self-attention if asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from invbench.cli.interrupts import held_back
 from invbench.cli.options import option
 from invbench.harness import keep_quiet, server
 from invbench.harness.blocks import Budget
-from invbench.harness.settings import Settings
+from invbench.harness.settings import COMPARISONS, Settings
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS
 from invbench.report.progress import progress
@@ -33,6 +33,8 @@ from invbench.spec import (
 from invbench.verdict import exit_code
 
 DEFAULT_G = 16
+# More rows share the time, and attention in plain torch is slow: as many rounds need longer.
+BUDGET, BUDGET_TO_COMPARE = 6.0, 16.0
 
 
 def op(
@@ -59,11 +61,19 @@ def op(
         list[str] | None, option("--backend", "An involution backend; repeatable. [default: all]", *BACKENDS)
     ] = None,
     baseline: Annotated[str, option("--baseline", "What the ratios are to.", *BASELINES)] = "conv2d",
+    compare: Annotated[
+        str | None, option("--compare", "More rows: self-attention over the same window.", *COMPARISONS)
+    ] = None,
     clock: options.Clock = "eager",
     cache: options.Cache = "hot",
     budget: Annotated[
-        float, option("--budget", "Measuring time for the point, all its subjects.", metavar="SECONDS")
-    ] = 6.0,
+        float | None,
+        option(
+            "--budget",
+            "Measuring time for the point, all its subjects. [default: 6; with --compare 16]",
+            metavar="SECONDS",
+        ),
+    ] = None,
     precision: options.Precision = 2.0,
     threads: Annotated[int | None, option("--threads", "CPU threads. [default: the usable cores]")] = None,
     seed: options.Seed = 0,
@@ -76,7 +86,8 @@ def op(
     # All of this comes before torch is imported, so that a slip of the finger is answered at once.
     options.check_choices({
         "--baseline": (baseline, BASELINES), "--clock": (clock, CLOCKS), "--cache": (cache, CACHES),
-        "--mode": (mode, Mode), "--scope": (scope, Scope), "--format": (format_name, FORMATS),
+        "--mode": (mode, Mode), "--scope": (scope, Scope), "--compare": (compare, COMPARISONS),
+        "--format": (format_name, FORMATS),
     })  # fmt: skip
     for name in backend or ():
         options.check_choices({"--backend": (name, BACKENDS)})
@@ -101,8 +112,8 @@ def op(
                 backends=backends,
                 asked_for=tuple(backend or ()),
                 baseline=None if baseline == "none" else baseline,
-                budget=Budget(seconds=budget, precision=precision / 100),
-                cache=cache, clock=clock, seed=seed, autotune=not no_autotune,
+                budget=Budget(seconds=budget or (BUDGET_TO_COMPARE if compare else BUDGET), precision=precision / 100),
+                cache=cache, clock=clock, seed=seed, autotune=not no_autotune, compare=compare,
             )  # fmt: skip
             measured = measure_point(machine.complete(point, device, threads), settings, tell)
     except KeyboardInterrupt as stop:

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
+from invbench.attention.operators import OPERATORS, flex_refusal
 from invbench.cost import held_bytes
 from invbench.harness import machine
 from invbench.harness.blocks import Sampler
-from invbench.harness.settings import INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
+from invbench.harness.settings import FLEX, INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
 from invbench.harness.steps import Agreement
 from invbench.harness.subjects import Runnable, check
 from invbench.harness.timing import Arm
 from invbench.ops import BACKENDS
-from invbench.results import Status
+from invbench.results import Result, Status
 from invbench.spec import LAYOUTS, Case, Scope
 
 LAYOUT_TRIALS = 3
@@ -36,8 +37,8 @@ class Preparation:
     """What all arms of a point share while they are prepared.
 
     sampler: of a runnable, whose samples count as warm-up. references: float64 results so far, by operator. skipped:
-    labels that are not to be run at all, and why. layout: of every subject; without it that of the case for involution,
-    and for convolutions the faster one.
+    labels that are not to be run at all, and why. layout: of every subject; without it that of the case for involution
+    and attention, and for convolutions the faster one.
     """
 
     case: Case
@@ -52,6 +53,11 @@ class Preparation:
     def arm(self, subject: Subject) -> OperatorArm:
         """Build, call for the first time, and prove right; whatever fails makes the row's status and reason."""
         arm = OperatorArm(subject, blank_row(subject, self.case))
+        meaningless = self._meaningless(subject)
+        if meaningless is not None:
+            arm.result = Result(subject.name, subject.backend, self.case)  # its closed forms mean nothing, either
+            arm.fail(Status.UNAVAILABLE, meaningless)
+            return arm
         refusal = self._refusal(subject)
         if refusal is not None:
             arm.fail(*refusal)
@@ -73,6 +79,8 @@ class Preparation:
             return self.skipped[subject.label]
         backend = BACKENDS.get(subject.backend)
         refusal = backend.refusal(self.device.type, self.case.dtype) if backend else None
+        if subject.backend == FLEX:
+            refusal = flex_refusal(self.device.type, self.case.dtype, self.case.layer)
         if refusal:
             return Status.UNAVAILABLE, refusal
         if subject.factory is not None:
@@ -84,10 +92,15 @@ class Preparation:
             return Status.OOM, reason
         return None
 
+    def _meaningless(self, subject: Subject) -> str | None:
+        """Why there is no such operator at this point, on any device, or None."""
+        operator = OPERATORS.get(subject.name)
+        return operator.refusal(self.case.layer, self.case.H, self.case.W) if operator else None
+
     def _layouts(self, subject: Subject) -> tuple[str, ...]:
         if self.layout:
             return (self.layout,)
-        return (self.case.layout,) if subject.name == INVOLUTION else LAYOUTS
+        return (self.case.layout,) if subject.name in (INVOLUTION, *OPERATORS) else LAYOUTS
 
     def _first_call(self, subject: Subject, layout: str) -> tuple[Runnable, float, Agreement | None]:
         runnable = Runnable(subject, self.case, self.settings.seed, layout)
@@ -99,7 +112,7 @@ class Preparation:
         return runnable, first_call, check(runnable, self.references, results)
 
     def _record(self, arm: OperatorArm, runnable: Runnable, first_call: float, agreement: Agreement | None) -> None:
-        chosen = None if arm.subject.name == INVOLUTION else runnable.layout
+        chosen = None if arm.subject.name in (INVOLUTION, *OPERATORS) else runnable.layout
         arm.result = replace(arm.result, first_call=first_call, chosen_layout=chosen)
         arm.runnable = runnable
         if runnable.module is not None and arm.result.params is None:

@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from invbench.attention import ATTENTION
 from invbench.harness.settings import CONVOLUTION_NAMES, INVOLUTION, USER, Subject, describe_failure
 from invbench.ops import BACKENDS
 from invbench.spec import InvbenchError
@@ -89,7 +90,7 @@ def is_missing(name: str) -> str | None:
 
 def subject(name: str) -> Subject:
     """The subject of a factory; raises InvbenchError if it cannot be had."""
-    if name in (*BACKENDS, *CONVOLUTION_NAMES, INVOLUTION):
+    if name in (*BACKENDS, *CONVOLUTION_NAMES, *ATTENTION, INVOLUTION):
         raise InvbenchError(f"--subject {name}: this is the name of a row of ours; give the entry point another")
     if getattr(resolve(name), "is_involution", False):
         return Subject(INVOLUTION, name, factory=name)

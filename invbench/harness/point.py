@@ -108,7 +108,8 @@ def _prepared(run: Run, case: Case, settings: Settings, skipped: Skipped) -> lis
 
 
 def _preparing(subject: Subject) -> str:
-    slow = {"compiled": " (torch.compile can take a minute the first time)", "numba": " (compiled on first use)"}
+    compiled = " (torch.compile can take a minute the first time)"
+    slow = {"compiled": compiled, "flex": compiled, "numba": " (compiled on first use)"}
     return f"preparing {subject.label}{slow.get(subject.backend, '')}"
 
 
@@ -149,7 +150,7 @@ def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, An
 def _check(case: Case, settings: Settings, device: torch.device) -> None:
     """Refuse what cannot be measured, before anything is allocated."""
     check_clock(settings.clock, device.type)
-    require_fitting(case)
+    require_fitting(case, settings.compare)
     refusals = {name: BACKENDS[name].refusal(device.type, case.dtype) for name in settings.asked_for}
     if refusals and all(refusals.values()):
         raise BackendUnavailableError("; ".join(f"--backend {name}: {why}" for name, why in refusals.items()))

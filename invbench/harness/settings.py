@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from invbench.attention import ATTENTION
 from invbench.cost import WORK, cost_of
 from invbench.harness.blocks import Budget
 from invbench.ops import DEFAULT_BACKENDS
@@ -12,8 +13,12 @@ from invbench.results import Result, Status
 from invbench.spec import Case, InvbenchError
 
 INVOLUTION = "involution"
-CONVOLUTION_NAMES = tuple(dict.fromkeys(name for name, _ in WORK if name != INVOLUTION))
+CONVOLUTION_NAMES = tuple(dict.fromkeys(name for name, _ in WORK if name not in (INVOLUTION, *ATTENTION)))
+TORCH, FLEX = "torch", "flex"
 USER = "user"
+
+# What ``--compare`` adds: operators, each with its backends.
+COMPARISONS = {"attention": ATTENTION}
 
 
 class OutOfRoomError(InvbenchError):
@@ -22,19 +27,22 @@ class OutOfRoomError(InvbenchError):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: an operator's name and the backend that computes it ("torch" for convolutions).
+    """What is measured: an operator's name and the backend that computes it ("torch" for convolutions, and for
+    attention unless it is "flex").
 
     factory: for a user's operator, where it comes from; its name is then "involution" if it claims to be one.
     """
 
     name: str
-    backend: str = "torch"
+    backend: str = TORCH
     factory: str | None = None
 
     @property
     def label(self) -> str:
-        """One word for progress and errors."""
-        return self.backend if self.name == INVOLUTION else self.name
+        """One name for progress and errors, which no other subject of a point has."""
+        if self.name == INVOLUTION:
+            return self.backend
+        return self.name if self.backend in (TORCH, USER) else f"{self.name} ({self.backend})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Settings:
 
     asked_for: the backends that the user named, which are an error where none of them can run. baseline: a
     convolution's name, or None for no ratios. autotune: whether cuDNN and the Triton kernels may choose by trying.
-    custom: a user's operators.
+    custom: a user's operators. compare: what else gets rows, a key of ``COMPARISONS``.
     """
 
     backends: tuple[str, ...] = DEFAULT_BACKENDS
@@ -55,11 +63,15 @@ class Settings:
     seed: int = 0
     autotune: bool = True
     custom: tuple[Subject, ...] = ()
+    compare: str | None = None
 
     def subjects(self) -> list[Subject]:
-        """The rows of a point, in order: involution by each backend, the user's operators, the convolutions."""
+        """The rows of a point, in order: involution by each backend, the user's operators, what else is compared, the
+        convolutions."""
         involutions = [Subject(INVOLUTION, backend) for backend in self.backends]
-        return [*involutions, *self.custom, *(Subject(name) for name in CONVOLUTION_NAMES)]
+        operators = COMPARISONS[self.compare] if self.compare else {}
+        compared = [Subject(name, backend) for name, backends in operators.items() for backend in backends]
+        return [*involutions, *self.custom, *compared, *(Subject(name) for name in CONVOLUTION_NAMES)]
 
 
 class Watch(Protocol):

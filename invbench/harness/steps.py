@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from invbench.harness.clock import Clock
 from invbench.spec import InvbenchError, Mode
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+NEGLIGIBLE = 1e-3
 
 
 class Step:
@@ -139,6 +140,19 @@ def norm_difference(output: Tensor, reference: Tensor) -> float:
     """The Euclidean norm of the difference, as a share of the reference's."""
     difference = (output.to(reference.device, torch.float64) - reference).norm().item()
     return _relative(difference, reference.norm().item())
+
+
+def gradient_differences(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
+    """The differences of gradients in Euclidean norm, each as a share of the reference's norm.
+
+    A bias before a batch norm or a softmax has no gradient but rounding: where the numbers of one are below
+    ``NEGLIGIBLE`` of the largest others', on average, that is the measure.
+    """
+    sizes = [(reference.norm() / max(1, reference.numel()) ** 0.5).item() for reference in references]
+    least = NEGLIGIBLE * max(sizes, default=0.0)
+    for output, reference, size in zip(outputs, references, sizes, strict=True):
+        share = norm_difference(output, reference)
+        yield share * size / least if 0 < size < least else share
 
 
 def _relative(difference: float, scale: float) -> float:

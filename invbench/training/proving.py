@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invbench.harness.networks.build import with_backend
-from invbench.harness.networks.proving import (
-    CHECKED_IMAGES,
-    GRADIENT_TOLERANCE,
-    TOLERANCE,
+from invbench.harness.networks.proving import CHECKED_IMAGES, GRADIENT_TOLERANCE, TOLERANCE, most_used
+from invbench.harness.steps import (
+    Agreement,
     gradient_differences,
-    most_used,
+    largest_difference,
+    precision_of,
+    reference_device,
 )
-from invbench.harness.steps import Agreement, largest_difference, precision_of, reference_device
 from invbench.spec import TrainingCase
 from invbench.training import TrainingSubject
 from invbench.training.learning import build, random_batch, seed_of
