@@ -17,11 +17,20 @@ if not torch.cuda.is_available():
 
 # It learns torch's functions while it is imported: before the fixture below replaces some.
 import torch._dynamo
+from network_runs import clock  # noqa: F401 -- a fixture; a module may have a clock of its own
 
 from invbench.ops.autotuning import autotuning
 
 # Thousands of tiny operations: on shared cores, starting two threads for each costs more than they save.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Put torch's number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(tryfirst=True)

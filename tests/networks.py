@@ -10,7 +10,7 @@ from typing import Any
 from test_results import document, samples
 
 from invbench.results import Result, ResultSet
-from invbench.results.quantities import Memory, Samples, Training
+from invbench.results.quantities import Breakdown, Memory, Samples, Training
 from invbench.spec import FREE, Mode, NetworkCase, Regime, TrainingCase
 from invbench.verdict.networks import with_network_ratios
 
@@ -89,6 +89,72 @@ def _of_depth(depth: int, case: NetworkCase, regime: Regime) -> list[Result]:
             activations=int(11e6 * scale * depth**0.5), **counts,
         ))  # fmt: skip
     return rows
+
+
+def detection(static: bool = False, stem: int = 7, size: tuple[int, int] = (800, 1280)) -> ResultSet:
+    """Detectors with and without involution, as built only: what is published of them, and where their time goes."""
+    case = NetworkCase(1, *size, stem_kernel_size=stem, threads=2)
+    mixed = "the table counts this row with another stem"
+    rows = []
+    for family, inv_macs, conv_macs, mask in (("faster_rcnn", 178, 207, None), ("mask_rcnn", 231, 260, 35.1)):
+        notes = ["the macs leave out the mask head's logits"] if mask else []
+        for subject, backend, macs, params in (
+            (f"{family}_rednet50", "numba", inv_macs, 31_740_000),
+            (f"{family}_rednet50", FREE, inv_macs - 9, 31_000_000),
+            (f"{family}_resnet50", "torch", conv_macs, 41_750_000),
+        ):  # fmt: skip
+            scores = {"box AP": 39.5 if backend == "numba" else 37.7} | ({"mask AP": mask} if mask else {})
+            own = [*notes, *([mixed] if backend == "numba" else [])]
+            said = {
+                "source": README, "top1": None, "params": None, "macs_mmcv": macs * 10**9, "macs": None,
+                "data_set": "COCO", "scores": scores,
+                "size": [800, 1280], "stem": 3 if backend == "numba" else 7, "notes": own, "elsewhere": None,
+                "train_seconds": None,
+            }  # fmt: skip
+            seconds = macs * 2.2e-2
+            parts = {"1x1 convolutions": 0.2 * seconds, "other convolutions": 0.6 * seconds}
+            places = {"backbone": 0.3 * seconds, "neck": 0.25 * seconds, "RPN head": 0.4 * seconds}
+            rows.append(Result(
+                subject, backend, case, latency=None if static else rounds(seconds), baseline=f"{family}_resnet50",
+                regime=None if static else Regime.EAGER, params=params, params_trainable=params - 10**5,
+                macs=macs * 10**9, macs_mmcv=macs * 10**9 + 4 * 10**8, flop=2 * macs * 10**9, activations=3 * 10**8,
+                published=None if backend == FREE else said,
+                memory=None if static else Memory(10**9, "vmhwm"),
+                breakdown=None if static else Breakdown(1.02 * seconds, parts, "a profiler", places),
+            ))  # fmt: skip
+    kept = [row for row in rows if not static or row.backend != FREE]
+    return document(
+        *with_network_ratios(kept), command="invbench compare-models --suite detection", baseline=None, peaks=None
+    )
+
+
+def attention() -> ResultSet:
+    """Self-attention beside RedNets of the same size."""
+    case = NetworkCase(1, 224, 224, threads=2)
+    rows = []
+    for subject, backend, seconds, base, top1, elsewhere in (
+        ("rednet26", "numba", 0.05, "resnet26", 75.96, None), ("rednet50", "numba", 0.08, "resnet50", 78.35, None),
+        ("san10_pairwise", "torch", 0.40, "resnet26", 75.5, 74.9),
+        ("san19_pairwise", "torch", 0.70, "resnet50", 77.4, 76.9),
+        ("axial26s", "torch", 0.09, "resnet26", None, None), ("axial50s", "torch", 0.20, "resnet50", 77.5, None),
+        ("resnet26", "torch", 0.04, "resnet26", 73.6, None), ("resnet50", "torch", 0.07, "resnet50", 76.8, None),
+    ):  # fmt: skip
+        said = top1 and {
+            "source": FIGURES, "top1": top1, "params": None, "macs_mmcv": None, "data_set": "ImageNet", "scores": None,
+            "macs": 2_800_000_000 if subject == "axial50s" else None, "size": [224, 224], "stem": 7, "notes": [],
+            "elsewhere": elsewhere and {"somebody": elsewhere},
+        }  # fmt: skip
+        rows += [
+            Result(
+                subject, backend, case, latency=rounds(seconds * scale), baseline=base, regime=regime, params=10**7,
+                params_trainable=10**7, macs=int(3e10 * seconds), macs_mmcv=int(3.1e10 * seconds),
+                flop=int(6e10 * seconds), published=said or None,
+            )
+            for regime, scale in ((Regime.EAGER, 1.0), (Regime.COMPILED, 0.8))
+        ]  # fmt: skip
+    return document(
+        *with_network_ratios(rows), command="invbench compare-models --suite attention", baseline=None, peaks=None
+    )
 
 
 # Trained networks: params, macs, last accuracy, seconds a step, the pair, top-1 and params published, its seconds.

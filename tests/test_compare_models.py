@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from network_runs import FakeClock
 from test_cli import assert_one_line, run
-from test_networks import FakeClock, clock  # noqa: F401 -- a fixture
 
 from invbench.harness.networks import comparing
 from invbench.models import SUBJECTS
@@ -20,13 +18,6 @@ from invbench.spec import Regime
 
 IMAGENET = [name for name, model in SUBJECTS.items() if model.suite == "imagenet"]
 SMALL = ["compare-models", "--models=rednet26", "--image-size=48", "--device=cpu", "--threads=1", "--backend=unfold"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
@@ -60,6 +51,27 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "other images than the baseline's": (
         ["--models", "mnist-inv", "--baseline", "resnet50"],
         ["mnist-inv", "resnet50"],
+    ),
+    "a size that a network does not take": (
+        ["--suite", "attention", "--image-size", "64"],
+        ["--image-size", "san10_pairwise", "at least 128", "got 64x64"],
+    ),
+    "too large": (["--models", "axial26s", "--image-size", "224,320x128"], ["axial26s", "at most 224", "320x128"]),
+    "a size that the baseline does not take": (
+        ["--models", "rednet26", "--image-size", "96", "--baseline", "san10_pairwise"],
+        ["san10_pairwise", "baseline", "96x96", "--baseline"],
+    ),
+    "half a size": (["--image-size", "800x"], ["--image-size", "'800x'", "800x1280"]),
+    "three sides": (["--image-size", "224,8x8x8"], ["--image-size", "'8x8x8'"]),
+    "no width": (["--image-size", "8x0"], ["--image-size", "'8x0'", "at least 1"]),
+    "a range that goes down": (["--image-size", "224:160:32"], ["--image-size", "224:160:32", "swap"]),
+    "one image of two": (
+        ["--models", "upernet_rednet50", "--mode", "train", "--image-size", "64"],
+        ["upernet_rednet50", "at least 2 images", "--N 2"],
+    ),
+    "other sizes than theirs": (
+        ["--models", "mnist-inv,cifar10-inv", "--image-size", "28"],
+        ["cifar10-inv", "32x32 only", "leave it out"],
     ),
     "autocast in float32": (["--autocast"], ["autocast", "bfloat16", "float32"]),
     "a list that is none": (["--N", "1,x"], ["--N", "'x'"]),
@@ -96,7 +108,7 @@ def test_static_says_what_the_counts_say(capsys: Any) -> None:
     assert "rednet26 has 0.674x the parameters and 0.730x the multiply-adds of resnet26" in out
 
 
-def test_a_run(clock: FakeClock, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+def test_a_run(clock: FakeClock, tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "result.json"
     assert run(*SMALL, "--budget=0.5", "--stem-kernel-size=3", f"--output={file}", "--seed=5") == 0
     captured = capsys.readouterr()
@@ -109,7 +121,7 @@ def test_a_run(clock: FakeClock, tmp_path: Path, capsys: Any) -> None:  # noqa: 
     assert stored.command.startswith("invbench")
 
 
-def test_a_mismatch_is_4(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # noqa: F811
+def test_a_mismatch_is_4(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     right = unfold.aggregate
     # Not a factor, which the batch norms of a training step take away.
     monkeypatch.setattr(unfold, "aggregate", lambda x, weight, spec: right(x, weight, spec).flip(-1))
@@ -120,7 +132,7 @@ def test_a_mismatch_is_4(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caps
     assert captured.err == ""
 
 
-def test_an_interrupted_run_is_130_with_what_there_is(clock: FakeClock, capsys: Any) -> None:  # noqa: F811
+def test_an_interrupted_run_is_130_with_what_there_is(clock: FakeClock, capsys: Any) -> None:
     def stop(sample: int) -> None:
         if sample == 14:
             raise KeyboardInterrupt
@@ -139,6 +151,62 @@ def test_interrupted_early_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, 
     assert "before anything was measured" in assert_one_line(capsys.readouterr())
 
 
+SUITE_COUNTS = {
+    "detection": (11, (800, 1280), "box AP"),
+    "segmentation": (5, (1024, 2048), "mIoU"),
+    "attention": (4 + 16 + 4, (224, 224), None),
+}
+
+
+@pytest.mark.parametrize(("suite", "expected"), SUITE_COUNTS.items(), ids=SUITE_COUNTS)
+def test_counts_of_a_suite(suite: str, expected: tuple[int, tuple[int, int], str | None], capsys: Any) -> None:
+    count, size, score = expected
+    assert run("compare-models", "--static", f"--suite={suite}", "--format=json", "--device=cpu", "--quiet") == 0
+    out = capsys.readouterr().out
+    rows = ResultSet.from_json(out).results
+    assert len(rows) == count
+    for row in rows:
+        assert size == (row.case.H, row.case.W)
+        assert row.macs_mmcv >= row.macs > row.params > 0
+        assert row.ratio.flop
+        if score:
+            assert row.published["scores"][score] > 30
+            assert tuple(row.published["size"]) == size
+    assert ResultSet.from_json(ResultSet.from_json(out).to_json()) == ResultSet.from_json(out)
+
+
+def test_sizes_are_sides_ranges_and_heights_by_widths(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    seen: list[tuple[Any, Any]] = []
+    right = comparing.count_networks
+
+    def counted(case: Any, settings: Any) -> Any:
+        seen.append((case, settings))
+        return right(case, settings)
+
+    monkeypatch.setattr(comparing, "count_networks", counted)
+    arguments = ["--static", "--models=resnet26,mnist-inv", "--image-size=64,40X56,32:48:16", "--device=cpu", "--quiet"]
+    assert run("compare-models", *arguments, "--format=csv") == 0
+    assert [(case.H, case.W) for case, _ in seen] == [(64, 64), (40, 56), (32, 32), (48, 48), (28, 28)]
+    assert "40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "seconds"), [([], 8.0 + 2.0 * (19 - 6)), (["--budget=5"], 5.0)])
+def test_the_budget_grows_with_the_rows(
+    given: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    seen: list[float] = []
+
+    def compared(case: Any, settings: Any, tell: Any) -> Any:
+        seen.append(settings.budget.seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "compare_networks", compared)
+    for suite in (["--models=rednet50"], ["--suite=detection", "--image-size=128x192"]):
+        assert run("compare-models", *suite, *given, "--device=cpu", "--quiet") == 130
+        capsys.readouterr()
+    assert seen == [5.0 if given else 8.0, seconds]
+
+
 def test_counts_of_the_small_networks(capsys: Any) -> None:
     assert run("compare-models", "--static", "--suite=small", "--format=json", "--device=cpu") == 0
     document = ResultSet.from_json(capsys.readouterr().out)
@@ -152,7 +220,7 @@ def test_counts_of_the_small_networks(capsys: Any) -> None:
     assert all(row.activations and row.ratio.params for row in document.results)
 
 
-def test_several_points_are_one_document(clock: FakeClock, capsys: Any) -> None:  # noqa: F811
+def test_several_points_are_one_document(clock: FakeClock, capsys: Any) -> None:
     arguments = ["--models=mnist-inv", "--N=2,4", "--mode=forward,train", "--device=cpu", "--threads=1"]
     assert run("compare-models", *arguments, "--backend=unfold", "--budget=1", "--format=json") == 0
     captured = capsys.readouterr()
@@ -166,7 +234,7 @@ def test_several_points_are_one_document(clock: FakeClock, capsys: Any) -> None:
 
 
 def test_what_was_measured_of_several_points_survives_ctrl_c(
-    clock: FakeClock,  # noqa: F811
+    clock: FakeClock,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:

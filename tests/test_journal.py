@@ -20,7 +20,7 @@ from test_results import CASE, document, row
 
 from invbench.results import Status, journal
 from invbench.results import files as documents
-from invbench.results.journal import Entry, Header, Journal, key_of, open_journal, read_document
+from invbench.results.journal import Entry, Header, Journal, Span, key_of, open_journal, read_document
 from invbench.spec import InvbenchError
 
 HEADER = Header("invbench sweep", "2026-01-02T03:04:05+00:00", "0.1.0", {"seed": 0}, {"abc": {"cpu": {"model": "ä"}}})
@@ -64,6 +64,17 @@ def test_what_is_written_is_read(path: Path) -> None:
         {"cpu": {"model": "ä"}},
     )
     assert documents.load(path) == found
+
+
+def test_an_entry_of_a_cluster_says_where_and_when(path: Path) -> None:
+    with open_journal(path, resume=False) as kept:
+        kept.add_header(HEADER)
+        plain = entry("key1")
+        rows = tuple(replace(result, node="node-a/0123abcd") for result in plain.results)
+        kept.add(replace(plain, results=rows, span=Span("0123abcd" * 7, 1e9, 1e9 + 2.5)))
+    with open_journal(path, resume=True) as again:
+        assert again.entries == kept.entries
+    assert {result.node for result in read_document(path).results} == {"node-a/0123abcd"}
 
 
 def test_each_line_is_on_disk_before_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import NAMES, folded, imagenet, small
+from networks import NAMES, attention, detection, folded, imagenet, small
 from test_page import (  # noqa: F401 -- browser is a fixture
     Page,
     browser,
@@ -36,7 +36,15 @@ from invbench.results.quantities import Breakdown
 from invbench.spec import FREE, InvbenchError, Mode, NetworkCase, Regime, case_from_dict
 from invbench.verdict import exit_code
 from invbench.verdict.changes import Verdict, compare
-from invbench.verdict.networks import best_regimes, whole_points, with_accuracy, with_network_ratios
+from invbench.verdict.networks import (
+    best_regimes,
+    counts_as_published,
+    family_of,
+    scores_of,
+    whole_points,
+    with_accuracy,
+    with_network_ratios,
+)
 
 ALL_ROWS = [name for name in FORMATS if name != "github"]  # which has only those that failed
 CASE = NetworkCase(2, 64, 64, threads=2)
@@ -285,6 +293,123 @@ def test_an_accuracy_on_another_data_set_says_so() -> None:
     assert "on ImageNet where no other data set is named" in told("markdown", mixed)
 
 
+def between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
+
+
+def test_scores_and_what_figures_are_of_stand_beside_the_counts() -> None:
+    text = told("markdown", detection(static=True))
+    assert "| network | box AP | mask AP | macs as mmcv | counted |" in text
+    assert "| mask_rcnn_rednet50 | 39.5 % | 35.1 % | 231 G | 231.4 G |" in text
+    assert "| faster_rcnn_resnet50 | 37.7 % | - | 207 G | 207.4 G |" in text
+    for words in (
+        "box AP and mask AP on COCO are as published, by the sources below: nobody measured them here",
+        "published macs of faster_rcnn_rednet50 and mask_rcnn_rednet50 are of a 3x3 stem: they differ from those "
+        "counted with another",
+        "faster_rcnn_rednet50 and mask_rcnn_rednet50: the table counts this row with another stem",
+        "mask_rcnn_rednet50 and mask_rcnn_resnet50: the macs leave out the mask head's logits",
+        "faster_rcnn_rednet50 has 0.760x the parameters and 0.860x the multiply-adds of faster_rcnn_resnet50",
+    ):  # fmt: skip
+        assert words in text, words
+    assert text.count("with another stem") == 1
+    assert "top-1" not in text
+    same = told("markdown", detection(static=True, stem=3))
+    assert "differ from those counted" not in same
+    smaller = told("markdown", detection(static=True, size=(128, 192)))
+    assert "published macs are of 800x1280 images: they differ from those counted at another size" in smaller
+    assert "are of a 3x3 stem: they differ" in smaller
+
+
+def test_plain_macs_as_published_are_a_column_where_somebody_tells_them() -> None:
+    text = told("markdown", attention())
+    assert "| network | top-1 | macs | counted |" in text
+    assert "| axial50s | 77.50 % | 2.8 G | 6.000 G |" in text
+    assert "somebody gives another top-1: 74.9 % (san10_pairwise), 76.9 % (san19_pairwise)" in text
+
+
+def test_documents_from_before_are_of_imagenets_size_and_stem() -> None:
+    (found,) = [row for row in imagenet(depths=(50,), regimes=(Regime.EAGER,)).results if row.backend == "numba"]
+    assert "size" not in found.published
+    assert scores_of(found) == {"top-1": 78.35}
+    assert counts_as_published(found)
+    assert not counts_as_published(replace(found, case=replace(found.case, H=160, W=160)))
+    assert all(map(counts_as_published, small().results))
+    nothing = replace(found, published=None)
+    assert scores_of(nothing) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("rednet50", "rednet"), ("san10_pairwise", "san_pairwise"), ("stand_alone38", "stand_alone"),
+        ("lrnet101", "lrnet"),
+        ("axial50s", "axial"), ("mask_rcnn_rednet50_inv_neck_head", "mask_rcnn"), ("fpn_resnet50", "fpn"),
+        ("cifar10-inv", "cifar10-inv"), ("mnist-conv", "mnist-conv"),
+    ],
+)  # fmt: skip
+def test_families(name: str, family: str) -> None:
+    assert family_of(name) == family
+
+
+# --- Where time goes, and what was measured in one regime only ---
+
+
+def test_places_are_a_table_of_their_own_and_survive() -> None:
+    results = detection()
+    assert ResultSet.from_json(results.to_json()) == results
+    stored = json.loads(results.to_json())["results"][0]["breakdown"]
+    assert sum(stored["places"].values()) == pytest.approx(stored["total"])
+    assert set(stored["places"]) == {"backbone", "neck", "RPN head", "rest"}
+    assert "places" not in json.loads(pair().to_json())["results"][0]["breakdown"]
+    for name in ("table", "markdown", "html"):
+        text = told(name, results)
+        for words in ("Where the time of one call goes", "The same by place", "RPN head", "belongs to no place"):
+            assert words in text, (name, words)
+        assert "The same by place" not in told(name, pair())
+    (first, *_) = csv.DictReader(io.StringIO(FORMATS["csv"](results)))
+    assert float(first["breakdown.places.neck"]) > 0
+
+
+def test_what_was_measured_as_built_only_is_said() -> None:
+    assert "networks here: measured as built only" in told("markdown", detection())
+    both = replace(detection(), results=(*detection().results, *pair().results))
+    text = told("markdown", both)
+    assert (
+        "faster_rcnn_rednet50, faster_rcnn_resnet50, mask_rcnn_rednet50 and mask_rcnn_resnet50: measured as built"
+        in text
+    )
+    for results in (pair(), imagenet(modes=(Mode.TRAIN,), regimes=(Regime.EAGER,)), detection(static=True)):
+        assert "as built only" not in told("markdown", results)
+
+
+def test_involution_is_told_against_each_attention_of_its_size() -> None:
+    told_here = network_sentences(attention())
+    assert len(told_here) == 4
+    assert told_here[0].startswith("rednet26 (numba) is 1.25x slower than resnet26")
+    assert told_here[1] == "rednet26 (numba) is 8.00x faster than san10_pairwise and 1.80x faster than axial26s."
+    alone = replace(attention(), results=tuple(r for r in attention().results if "red" not in r.subject))
+    assert network_sentences(alone)[0].startswith("san10_pairwise is 10.0x slower than resnet26")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "results", [detection(), detection(static=True), attention()], ids=["built", "static", "attention"]
+)
+def test_every_format_has_the_new_suites(name: str, results: ResultSet) -> None:
+    text = FORMATS[name](results)
+    assert text or name == "github"
+    assert "None" not in (told(name, results) if name in ("table", "markdown", "html") else "")
+
+
+@pytest.mark.parametrize("name", COMPARISON_FORMATS)
+def test_two_documents_of_detectors_are_compared(name: str) -> None:
+    before = detection()
+    slower = replace(before.results[0], latency=samples(*[9.0] * 6))
+    comparison = compare(before, replace(before, results=(slower, *before.results[1:])))
+    assert [change.subject for change in comparison.of("latency") if change.verdict is Verdict.SLOWER]
+    assert "faster_rcnn_rednet50" in COMPARISON_FORMATS[name](comparison)
+
+
 # --- Many points ---
 
 
@@ -316,7 +441,11 @@ def test_what_counts_say_is_said_once_where_it_holds_at_every_size() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
-@pytest.mark.parametrize("results", [imagenet(), imagenet((1, 8), modes=(Mode.FORWARD, Mode.TRAIN)), small()])
+@pytest.mark.parametrize(
+    "results",
+    [imagenet(), imagenet((1, 8), modes=(Mode.FORWARD, Mode.TRAIN)), small(), detection(), attention()],
+    ids=["imagenet", "points", "small", "detection", "attention"],
+)
 def test_no_cell_is_folded_on_narrow_terminals(results: ResultSet, width: int) -> None:
     text = render_table(results, width)
     assert max(map(len, text.splitlines())) <= width
@@ -364,6 +493,18 @@ def test_two_networks_a_data_set_make_no_picture_of_accuracy(browser: Any, tmp_p
     opened(browser, FORMATS["html"](small()), tmp_path)
     assert [len(xs) for xs in source(browser, "marks", "x")] == [8, 4]
     assert "No picture of the accuracy on MNIST, Fashion-MNIST and CIFAR-10" in Page(FORMATS["html"](small())).text
+    assert complaints(browser) == []
+
+
+@in_browser
+def test_pictures_of_detectors_are_of_each_score(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    opened(browser, FORMATS["html"](detection()), tmp_path)
+    assert complaints(browser) == []
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [4, 4, 2, 2, 4]
+    assert sorted(source(browser, "marks", "y")[0]) == [37.7, 37.7, 39.5, 39.5]
+    assert source(browser, "marks", "told")[2] == ["35.10 %, as published"] * 2
+    choose(browser, "[data-filter=subject]", "mask_rcnn_rednet50")
+    assert [len(xs) for xs in source(browser, "marks", "x")] == [1, 1, 1, 1, 1]
     assert complaints(browser) == []
 
 

@@ -1,4 +1,4 @@
-"""``invbench compare-models``: whole networks, involution against convolution."""
+"""``invbench compare-models``: whole networks, involution against convolution and self-attention."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from invbench.cli.interrupts import held_back
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
-from invbench.harness.networks import NetworkSettings, points_of, require_trainable
-from invbench.models import SUBJECTS, SUITES, require_model
+from invbench.harness.networks import NetworkSettings, Size, points_of, require_trainable
+from invbench.models import SUBJECTS, SUITES, of_suite, require_model
 from invbench.ops import BACKENDS
 from invbench.report import FORMATS
 from invbench.report.progress import Teller, progress
@@ -26,7 +26,8 @@ from invbench.verdict import exit_code
 STEMS = (7, 3)
 MODES = (Mode.FORWARD, Mode.TRAIN)
 DEFAULT = "rednet50,resnet50"
-IMAGE_SIZE = 224
+# Seconds of measuring: enough for six rounds of most comparisons.
+BUDGET, BUDGET_A_ROW, FEW_ROWS = 8.0, 2.0, 6
 
 Point = tuple[NetworkCase, NetworkSettings]
 
@@ -51,8 +52,9 @@ def compare_models(
         str | None,
         option(
             "--image-size",
-            "Height and width of the images; a comma list or range. [default: 224, and that of each small network]",
-            metavar="SIDE,...",
+            "Height and width of the images, such as 224 or 800x1280; a comma list or range. "
+            "[default: each network's usual size: 224, of detectors 800x1280, of segmenters 1024x2048]",
+            metavar="SIZE,...",
         ),
     ] = None,
     mode: Annotated[
@@ -61,7 +63,9 @@ def compare_models(
             "--mode", "Inference, or forward and backward of a training step; a comma list.", metavar="forward,train"
         ),
     ] = "forward",
-    breakdown: Annotated[bool, option("--breakdown", "Show where the time goes, by kind of layer.")] = False,
+    breakdown: Annotated[
+        bool, option("--breakdown", "Show where the time goes, by kind of layer and by place.")
+    ] = False,
     static: Annotated[bool, option("--static", "Count parameters and multiply-adds, and time nothing.")] = False,
     stem_kernel_size: Annotated[
         int, option("--stem-kernel-size", "Window of the involution in RedNet's stem.", *map(str, STEMS))
@@ -86,8 +90,14 @@ def compare_models(
     clock: options.Clock = "eager",
     cache: options.Cache = "hot",
     budget: Annotated[
-        float, option("--budget", "Measuring time for all networks of a point.", metavar="SECONDS")
-    ] = 8.0,
+        float | None,
+        option(
+            "--budget",
+            "Measuring time for all networks of a point. "
+            f"[default: {BUDGET:g}, and {BUDGET_A_ROW:g} for each row above {FEW_ROWS}]",
+            metavar="SECONDS",
+        ),
+    ] = None,
     precision: options.Precision = 2.0,
     threads: Annotated[int | None, option("--threads", "CPU threads. [default: the usable cores]")] = None,
     seed: options.Seed = 0,
@@ -114,7 +124,7 @@ def compare_models(
     if static and breakdown:
         raise InvbenchError("--breakdown and --static: where time goes is not known where nothing is timed; drop one")
     named = _networks(models, suite)
-    axes = _Axes(options.numbers("--N", N), _sides(image_size, named), _modes(mode))
+    axes = _Axes(options.numbers("--N", N), _sizes(image_size, named), _modes(mode), budget is None)
     case = NetworkCase(
         1, 1, 1, stem_kernel_size, device or "cpu", dtype, layout, threads=threads or 1, autocast=autocast
     )
@@ -123,7 +133,7 @@ def compare_models(
         backends=tuple(dict.fromkeys(backend or ("auto",))),
         asked_for=tuple(name for name in backend or () if name != "auto"),
         baseline=_model("--baseline", baseline) if baseline is not None else None,
-        budget=Budget(seconds=budget, precision=precision / 100),
+        budget=Budget(seconds=budget or BUDGET, precision=precision / 100),
         cache=cache, clock=clock, seed=seed, autotune=not no_autotune, breakdown=breakdown,
     )  # fmt: skip
     if not any(":" in name for name in (*named, settings.baseline or "")):  # others are not known yet
@@ -148,15 +158,19 @@ class _Axes:
     """What the points differ in."""
 
     images: tuple[int, ...]
-    sides: tuple[int, ...]
+    sizes: tuple[Size, ...] | None
     modes: tuple[Mode, ...]
+    grows: bool  # whether the budget does, with the rows
 
     def points(self, case: NetworkCase, settings: NetworkSettings) -> list[Point]:
         """The points, each of which can be trained if that is asked for."""
-        points = points_of(case, settings, self.images, self.sides, self.modes)
-        for each in points:
-            require_trainable(*each)
-        return points
+        found = []
+        for point, own in points_of(case, settings, self.images, self.sizes, self.modes):
+            require_trainable(point, own)
+            more = BUDGET_A_ROW * max(0, len(own.subjects(point.mode)) - FEW_ROWS) if self.grows else 0.0
+            budget = replace(own.budget, seconds=own.budget.seconds + more)
+            found.append((point, replace(own, budget=budget)))
+        return found
 
 
 def _measured(points: Sequence[Point], static: bool, tell: Teller, command: str) -> ResultSet:
@@ -198,17 +212,38 @@ def _networks(models: str | None, suite: str | None) -> tuple[str, ...]:
     if models is not None and suite is not None:
         raise InvbenchError(f"--models and --suite both say which networks: got {models} and {suite}; give one")
     if suite is not None:
-        return tuple(name for name, model in SUBJECTS.items() if model.suite == suite)
+        return of_suite(suite)
     given = DEFAULT if models is None else models
     return tuple(dict.fromkeys(_model("--models", name.strip()) for name in given.split(",")))
 
 
-def _sides(given: str | None, networks: Sequence[str]) -> tuple[int, ...]:
-    fixed = [name for name in networks if name in SUBJECTS and SUBJECTS[name].images.side is not None]
-    if given is not None and len(fixed) == len(networks):
-        side = SUBJECTS[fixed[0]].images.side
-        raise InvbenchError(f"--image-size: {fixed[0]} takes images of {side}x{side} only: got {given}; leave it out")
-    return options.numbers("--image-size", given or str(IMAGE_SIZE))
+def _sizes(given: str | None, networks: Sequence[str]) -> tuple[Size, ...] | None:
+    """Heights and widths, in the order given; None where there is nothing to choose."""
+    if given is None:
+        return None
+    sizes = tuple(dict.fromkeys(size for item in given.split(",") for size in _size(item.strip().lower())))
+    images = {name: SUBJECTS[name].images for name in networks if name in SUBJECTS}
+    if len(images) == len(networks) and all(each.side is not None for each in images.values()):
+        for name, each in images.items():
+            if not all(each.takes(*size) for size in sizes):
+                raise InvbenchError(f"--image-size: {name} takes images of {each.range}: got {given}; leave it out")
+    return sizes
+
+
+def _size(item: str) -> list[Size]:
+    height, by, width = item.partition("x")
+    try:
+        if by:
+            (H,), (W,) = (options.numbers("--image-size", side) for side in (height, width))
+            return [(H, W)]
+        return [(side, side) for side in options.numbers("--image-size", item)]
+    except InvbenchError:
+        if ":" in item:
+            raise
+        raise InvbenchError(
+            "--image-size takes a comma list of sides, HEIGHTxWIDTH and ranges of sides first:last:step, whole numbers "
+            f"of at least 1: got {item!r}; try --image-size 160:224:32,800x1280"
+        ) from None
 
 
 def _modes(given: str) -> tuple[Mode, ...]:

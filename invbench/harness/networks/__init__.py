@@ -63,59 +63,98 @@ class NetworkSettings:
         return list(dict.fromkeys([*self.models, *map(self.baseline_of, self.models)]))
 
     def subjects(self, mode: Mode) -> list[NetworkSubject]:
-        """The rows, regime by regime: each network by each backend, and its ceiling. Only inference is deployed."""
-        regimes = tuple(Regime) if mode is Mode.FORWARD else (Regime.EAGER,)
+        """The rows, regime by regime: each network by each backend, and its ceiling. Only inference is deployed, and of
+        networks that can be."""
         return [
             NetworkSubject(model, backend, regime)
-            for regime in regimes
+            for regime in Regime
             for model in self.networks()
             for backend in ((*self.backends, FREE) if self.model(model).has_involution else (TORCH,))
+            if regime is Regime.EAGER or (mode is Mode.FORWARD and self.model(model).is_compiled)
         ]
 
     def baselines(self, mode: Mode) -> dict[str, str]:
-        """The label of each row's baseline in its regime, by label; a network with involution by the first backend."""
+        """The label of each row's baseline in its regime, by label; a network with involution by the first backend.
+
+        A row whose baseline is not measured in its regime is its own.
+        """
+        subjects = self.subjects(mode)
+        labels = {subject.label for subject in subjects}
         found = {}
-        for subject in self.subjects(mode):
+        for subject in subjects:
             base = self.baseline_of(subject.model)
             backend = self.backends[0] if self.model(base).has_involution else TORCH
-            found[subject.label] = NetworkSubject(base, backend, subject.regime).label
+            label = NetworkSubject(base, backend, subject.regime).label
+            found[subject.label] = label if label in labels else subject.label
         return found
 
 
+Size = tuple[int, int]
+
+
 def points_of(
-    case: NetworkCase, settings: NetworkSettings, images: Sequence[int], sizes: Sequence[int], modes: Sequence[Mode]
+    case: NetworkCase,
+    settings: NetworkSettings,
+    images: Sequence[int],
+    sizes: Sequence[Size] | None,
+    modes: Sequence[Mode],
 ) -> list[tuple[NetworkCase, NetworkSettings]]:
     """The points of a comparison, and which networks each has: those that take its images.
 
-    case: what all share. images: numbers in the batch. sizes: heights and widths, for networks that take any; others
-    have a point at their own.
+    case: what all share. images: numbers in the batch. sizes: heights and widths, for networks that take several; None
+    for each network's usual one. Networks that take one size have a point at that.
 
-    Raises InvbenchError where a network and its baseline take different images.
+    Raises InvbenchError where a network or its baseline does not take images of a size that was asked for.
     """
+    found: dict[Size, list[str]] = {}
     for name in settings.models:
-        base = settings.baseline_of(name)
-        if settings.model(base).images != settings.model(name).images:
-            raise InvbenchError(f"{name} and its baseline {base} take different images; choose another --baseline")
-    sides: dict[int, list[str]] = {}
-    for name in settings.models:
-        own = settings.model(name).images.side
-        for side in sizes if own is None else [own]:
-            sides.setdefault(side, []).append(name)
+        own = settings.model(name).images
+        for size in [own.usual] if sizes is None or own.side is not None else sizes:
+            _require_images(settings, name, size)
+            found.setdefault(size, []).append(name)
     return [
-        (replace(case, N=N, H=side, W=side, mode=mode), replace(settings, models=tuple(models)))
+        (replace(case, N=N, H=H, W=W, mode=mode), replace(settings, models=tuple(models)))
         for mode in modes
         for N in images
-        for side, models in sides.items()
+        for (H, W), models in found.items()
     ]
 
 
-def require_trainable(case: NetworkCase, settings: NetworkSettings) -> None:
-    """Refuse a training step whose last batch norms would have one position to normalise."""
-    if not any(settings.model(name).suite == "imagenet" for name in settings.networks()):
-        return
-    positions = case.N * -(-case.H // 32) * -(-case.W // 32)  # the last stage's side is a 32nd
-    if case.mode is Mode.TRAIN and positions < 2:
+def _require_images(settings: NetworkSettings, name: str, size: Size) -> None:
+    """Refuse images that a network or its baseline does not take."""
+    own, base = settings.model(name).images, settings.baseline_of(name)
+    theirs = settings.model(base).images
+    got = f"{size[0]}x{size[1]}"
+    if not own.takes(*size):
         raise InvbenchError(
-            "mode train needs more than one position in the last stage for its batch norms: "
-            f"got N={case.N} and images of {case.H}x{case.W}; use a larger --N, or --image-size 33 or more"
+            f"--image-size: {name} takes images of {own.range}: got {got}; choose another, or leave it out"
         )
+    if own.channels != theirs.channels:
+        raise InvbenchError(
+            f"{name} takes images of {own.channels} channel(s) and its baseline {base} of {theirs.channels}; "
+            "choose another --baseline"
+        )
+    if not theirs.takes(*size):
+        raise InvbenchError(
+            f"{base}, the baseline of {name}, takes images of {theirs.range}: got {got}; choose another --baseline or "
+            "--image-size"
+        )
+
+
+def require_trainable(case: NetworkCase, settings: NetworkSettings) -> None:
+    """Refuse a training step in which a batch norm would have one position to normalise."""
+    if case.mode is not Mode.TRAIN:
+        return
+    for name in settings.networks():
+        images = settings.model(name).images
+        stride = images.coarsest
+        if stride and case.N * -(-case.H // stride) * -(-case.W // stride) < 2:
+            raise InvbenchError(
+                f"mode train needs more than one position in the coarsest map of {name} for its batch norms: got "
+                f"N={case.N} and images of {case.H}x{case.W}; use a larger --N, or --image-size {stride + 1} or more"
+            )
+        if images.batch > case.N:
+            raise InvbenchError(
+                f"mode train of {name} needs at least {images.batch} images for the batch norm of its pooled map: got "
+                f"N={case.N}; use --N {images.batch}"
+            )

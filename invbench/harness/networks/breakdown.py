@@ -1,33 +1,44 @@
-"""Where the time of one call goes, by kind of layer, as torch.profiler sees it.
+"""Where the time of one call goes, by kind of layer and by place in the network, as torch.profiler sees it.
 
-Each operator that the call runs is of one kind, or none; what an Involution2d runs is all involution. Of a backward
+Each operator that the call runs is of one kind, or none; what an Involution2d runs is all involution, and what a layer
+of ``invbench.attention`` runs is all self-attention. Of a backward
 pass, each function of the autograd graph is of the kind of the operator that recorded it, which share a sequence
 number. What belongs to no kind is the rest: Python, dispatch, allocation, and operators that the table does not know.
+
+Places are the parts of a network that have names: its attribute ``places`` has the modules of each, such as those of
+its neck. All that runs while one of them is called is there, Python included, and the functions of the graph that were
+recorded there.
 """
 
 from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from invbench.attention.operators import MODULES
 from invbench.harness.steps import Step
 from invbench.ops import Involution2d
 from invbench.results.quantities import Breakdown
 
 CALL = "invbench::call"
 RANGE = "invbench::kind::"
+PLACE = "invbench::place::"
 BACKWARD = "autograd::engine::evaluate_function: "
 
-POINTWISE, SPATIAL, INVOLUTION = "1x1 convolutions", "other convolutions", "involution"
-NORM, ACTIVATION, POOLING = "normalisation", "activation", "pooling"
+POINTWISE, SPATIAL = "1x1 convolutions", "other convolutions"
+INVOLUTION, ATTENTION = "involution", "self-attention"
+NORM, ACTIVATION, POOLING, RESIZING = "normalisation", "activation", "pooling", "resizing"
 ADDITION, LINEAR, GENERATED = "additions", "linear", "generated kernels"
-KINDS = (POINTWISE, SPATIAL, INVOLUTION, NORM, ACTIVATION, POOLING, ADDITION, LINEAR, GENERATED)
+KINDS = (
+    POINTWISE, SPATIAL, INVOLUTION, ATTENTION, NORM, ACTIVATION, POOLING, RESIZING, ADDITION, LINEAR, GENERATED,
+)  # fmt: skip
 
 # Operators by the beginning of their name; convolutions are told apart by the shape of their weight.
 CONVOLUTIONS = ("aten::conv", "aten::mkldnn_convolution", "mkldnn::_convolution_pointwise", "aten::_convolution")
@@ -36,6 +47,7 @@ OPERATORS = {
     "aten::batch_norm": NORM, "aten::native_batch_norm": NORM,
     "aten::relu": ACTIVATION,
     "aten::max_pool": POOLING, "aten::avg_pool": POOLING, "aten::adaptive_avg_pool": POOLING, "aten::mean": POOLING,
+    "aten::embedding_bag": POOLING, "aten::upsample": RESIZING,
     "aten::linear": LINEAR, "aten::addmm": LINEAR, "aten::mm": LINEAR, "mkldnn::_linear_pointwise": LINEAR,
 }  # fmt: skip
 EXACT = {"aten::add": ADDITION, "aten::add_": ADDITION}
@@ -56,51 +68,95 @@ def break_down(step: Step, seconds: float) -> Breakdown:
     inside.
     """
     network = step.function if isinstance(step.function, nn.Module) else None
+    places = places_of(network)
     calls = min(CALLS[1], max(CALLS[0], round(SECONDS / seconds)))
-    with step.context(), _watched(network), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+    watched = _watched(network, places)
+    with step.context(), watched, profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         for _ in range(calls):
             with record_function(CALL):
                 step.timed(step.before())
     events = seen.events()
     assert events is not None
-    found = [event for event in events if event.name == CALL]
-    return _parts(min(found, key=lambda event: abs(1e-6 * event.cpu_time_total - seconds)))
+    call = min((e for e in events if e.name == CALL), key=lambda event: abs(1e-6 * event.cpu_time_total - seconds))
+    kinds, where = _Split(KINDS), _Split(places)
+    _add_up(call, kinds, where)
+    return Breakdown(1e-6 * call.cpu_time_total, kinds.found(), METHOD, where.found() if places else None)
 
 
-def _parts(call: Any) -> Breakdown:
+def places_of(network: nn.Module | None) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules of each place that a network names; none where it names none, or means something else by it."""
+    named = getattr(network, "places", None)
+    if not isinstance(named, Mapping):
+        return {}
+    found = {name: parts if isinstance(parts, tuple) else () for name, parts in named.items()}
+    are_modules = all(parts and all(isinstance(part, nn.Module) for part in parts) for parts in found.values())
+    return found if are_modules else {}
+
+
+@dataclass
+class _Split:
+    """The seconds of a call by something that each event is of, or not.
+
+    recorded: what the operators of the forward pass were of, None included, by sequence number and start.
+    """
+
+    names: Iterable[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    recorded: list[tuple[int, float, str | None]] = field(default_factory=list)
+
+    def add(self, name: str, microseconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + 1e-6 * microseconds
+
+    def found(self) -> dict[str, float]:
+        """In the order of the names, what takes time."""
+        return {name: self.seconds[name] for name in self.names if self.seconds.get(name)}
+
+    def add_backward(self, functions: Iterable[Any]) -> None:
+        """The time of functions of the graph, each for what recorded it: the last that began at its number or before,
+        since one operator may record several."""
+        self.recorded.sort(key=lambda each: each[:2])
+        for function in functions:
+            after = bisect_right(self.recorded, function.sequence_nr, key=lambda each: each[0])
+            name = self.recorded[after - 1][2] if after and function.sequence_nr < NO_NUMBER else None
+            if name:
+                self.add(name, function.cpu_time_total)
+
+
+def _add_up(call: Any, kinds: _Split, places: _Split) -> None:
     """What one call's tree of events says; its times are in microseconds."""
-    parts = dict.fromkeys(KINDS, 0.0)
-    recorded: list[tuple[int, float, str]] = []  # sequence number, start, kind
     backward = []
 
-    def attribute(event: Any, within: str | None) -> None:
+    def attribute(event: Any, within: str | None, place: str | None) -> None:
         if event.name.startswith(BACKWARD):
             backward.append(event)
             return
+        if event.name.startswith(PLACE) and place is None:
+            place = event.name.removeprefix(PLACE)
+            places.add(place, event.cpu_time_total)
         kind = within or _kind(event)
         if kind and not within:
-            parts[kind] += 1e-6 * event.cpu_time_total
+            kinds.add(kind, event.cpu_time_total)
         if event.name.startswith(COMPILED):
-            parts[GENERATED] += 1e-6 * event.self_cpu_time_total
-        if kind and event.sequence_nr >= 0:
-            recorded.append((event.sequence_nr, event.time_range.start, kind))
+            kinds.add(GENERATED, event.self_cpu_time_total)
+        if event.sequence_nr >= 0:
+            places.recorded.append((event.sequence_nr, event.time_range.start, place))
+            if kind:
+                kinds.recorded.append((event.sequence_nr, event.time_range.start, kind))
         for child in event.cpu_children:
-            attribute(child, kind)
+            attribute(child, kind, place)
 
     for child in call.cpu_children:
-        attribute(child, None)
-    recorded.sort()
-    for event in backward:
-        kind = _recorded_by(event.sequence_nr, recorded)
-        if kind:
-            parts[kind] += 1e-6 * event.cpu_time_total
-    return Breakdown(1e-6 * call.cpu_time_total, {kind: value for kind, value in parts.items() if value}, METHOD)
+        attribute(child, None, None)
+    for split in (kinds, places):
+        split.add_backward(backward)
 
 
 def _kind(event: Any) -> str | None:
     name: str = event.name
     if name.startswith(RANGE):
         return name.removeprefix(RANGE)
+    if name.startswith(PLACE):  # else it would be an operator of ours
+        return None
     if name.startswith(CONVOLUTIONS):
         weight = event.input_shapes[1] if len(event.input_shapes) > 1 else []
         return POINTWISE if all(size == 1 for size in weight[2:]) else SPATIAL
@@ -109,37 +165,58 @@ def _kind(event: Any) -> str | None:
     return next((kind for start, kind in OPERATORS.items() if name.startswith(start)), None)
 
 
-def _recorded_by(number: int, recorded: list[tuple[int, float, str]]) -> str | None:
-    """The kind of the operator that recorded a function of the graph: the last that began at its number or before,
-    since one operator may record several."""
-    after = bisect_right(recorded, number, key=lambda each: each[0])
-    return recorded[after - 1][2] if after and number < NO_NUMBER else None
-
-
 @contextlib.contextmanager
-def _watched(network: nn.Module | None) -> Iterator[None]:
-    """Each involution and each norm, which counts its batches, opens a range of its kind."""
-    kinds = {Involution2d: INVOLUTION, nn.BatchNorm2d: NORM}
+def _watched(network: nn.Module | None, places: Mapping[str, Iterable[nn.Module]]) -> Iterator[None]:
+    """Each involution and each norm, which counts its batches, opens a range of its kind, each place one of its own."""
     opened: list[Any] = []
 
-    def before(part: nn.Module, _inputs: Any) -> None:
-        opened.append(record_function(RANGE + kinds[type(part)]))
-        opened[-1].__enter__()
+    def watch(part: nn.Module, name: str) -> list[Any]:
+        def before(_part: nn.Module, _inputs: Any) -> None:
+            opened.append(record_function(name))
+            opened[-1].__enter__()
 
-    def after(_part: nn.Module, _inputs: Any, _output: Any) -> None:
-        opened.pop().__exit__(None, None, None)
+        def after(_part: nn.Module, _inputs: Any, _output: Any) -> None:
+            opened.pop().__exit__(None, None, None)
+
+        # The place's range is around that of the kind, where a part has both: it opens first and closes last.
+        outer = name.startswith(PLACE)
+        return [
+            part.register_forward_pre_hook(before, prepend=outer),
+            part.register_forward_hook(after, prepend=not outer),
+        ]
 
     handles = []
-    inner = [layer.norm for layer in network.modules() if isinstance(layer, Involution2d)] if network else []
-    for part in network.modules() if network else ():
-        # A hook on a part of an involution would keep its backend from taking the whole layer at once.
-        if type(part) in kinds and not any(part is norm for norm in inner):
-            handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+    for part, kind in _kinds_of(network) if network else ():
+        handles += watch(part, RANGE + kind)
+    for name, parts in places.items():
+        for part in parts:
+            handles += watch(part, PLACE + name)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _kinds_of(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Layers that are of one kind with all that they run, and norms, which run more than one operator."""
+    found: dict[nn.Module, str] = {}
+    inner: set[nn.Module] = set()
+    for part in network.modules():  # a layer comes before its parts
+        kind = _kind_of_layer(part)
+        # A hook on a part of an involution would keep its backend from taking the whole layer at once.
+        if kind and part not in inner:
+            found[part] = kind
+            inner |= set(part.modules())
+    yield from found.items()
+
+
+def _kind_of_layer(part: nn.Module) -> str | None:
+    if isinstance(part, Involution2d):
+        return INVOLUTION
+    if isinstance(part, MODULES):
+        return ATTENTION
+    return NORM if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) else None
 
 
 def is_possible(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ of images that have passed through, and blocks that add a little to their shortc
 from __future__ import annotations
 
 import copy
+import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,14 +21,19 @@ from invbench.harness.custom import resolve
 from invbench.harness.networks import TORCH, NetworkSubject
 from invbench.harness.settings import describe_failure
 from invbench.harness.steps import MEMORY_FORMATS, Step, random_normal, reference_device
-from invbench.models import SUBJECTS, Model, create
+from invbench.models import SUBJECTS, Images, Model, create
 from invbench.models.counting import Counts, count
 from invbench.models.folding import fold_batch_norm
-from invbench.models.residual import Bottleneck
+from invbench.models.regions import RegionFeatures
 from invbench.ops import Involution2d
 from invbench.spec import FREE, InvbenchError, Mode, NetworkCase, Regime
 
-SETTLING_IMAGES = 2
+# Of small images there are more: where a norm has seen four positions of each channel, some variances are next to
+# nothing, and what it makes of other images is huge.
+SETTLING_IMAGES, SETTLING_PIXELS = (2, 64), 128 * 128
+# More pixels a side, or more regions of an image, have the same statistics, and take longer.
+SETTLING_SIDE = 256
+SETTLING_REGIONS = 16
 BRANCH_SCALE = (0.1, 0.3)  # of a block's last norm: what it adds to its shortcut
 
 
@@ -59,8 +65,11 @@ class Networks:
     case: NetworkCase
     seed: int
 
-    def original(self, model: Model, free: bool) -> Original:
-        """A network with random parameters that behave; free: with the identity for every involution."""
+    def original(self, model: Model, free: bool, settled: bool = True) -> Original:
+        """A network with random parameters that behave; free: with the identity for every involution.
+
+        settled: False where only what it needs is asked, and not what it computes.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1)
             # The reference's backend, so that a wrong one cannot spoil what the others compute.
@@ -70,7 +79,8 @@ class Networks:
             where["memory_format"] = MEMORY_FORMATS[self.case.layout]  # not in torch's stubs
             network = network.to(**where)
             counts = count(network, self.case.H, self.case.W, model.images.channels)
-            _settle(network, self._images(model, SETTLING_IMAGES, self.seed + 3, "float32"))
+            if settled:
+                _settle(network, self._settling_images(model))
         network = network.to(getattr(torch, self._parameters)).train(self.case.mode is not Mode.FORWARD)
         return Original(model, network, counts)
 
@@ -117,6 +127,13 @@ class Networks:
         size = (count, model.images.channels, self.case.H, self.case.W)
         return random_normal(size, seed, self.case.device, dtype, self.case.layout)
 
+    def _settling_images(self, model: Model) -> Tensor:
+        most = max(SETTLING_SIDE, model.images.least)
+        H, W = min(self.case.H, most), min(self.case.W, most)
+        fewest, many = SETTLING_IMAGES
+        size = (min(many, max(fewest, -(-SETTLING_PIXELS // (H * W)))), model.images.channels, H, W)
+        return random_normal(size, self.seed + 3, self.case.device, "float32", self.case.layout)
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkJob:
@@ -134,7 +151,7 @@ class NetworkJob:
 
     def step(self) -> Step:
         """The network, ready to be called."""
-        original = self.networks.original(self.model, self.subject.backend == FREE)
+        original = self.networks.original(self.model, self.subject.backend == FREE, settled=False)
         return self.networks.step(original, self.subject)
 
 
@@ -166,7 +183,7 @@ def custom_model(name: str) -> Model:
             f"--models {name}: its counterpart is a network of ours or package.module:factory: got {counterpart!r}; "
             "try 'resnet50'"
         )
-    model = Model(name, "", "", "", {}, counterpart, False)
+    model = Model(name, "", "", "", {}, counterpart, False, images=Images(coarsest=None))  # nobody knows its maps
     try:
         made = new(model, 1)
     except InvbenchError:
@@ -190,6 +207,10 @@ def without_involutions(network: nn.Module) -> nn.Module:
     if isinstance(network, Involution2d):
         return _cheapest(network)
     changed = copy.deepcopy(network)
+    for part in changed.modules():
+        for layer, after in itertools.pairwise(part) if isinstance(part, nn.Sequential) else ():
+            if isinstance(layer, Involution2d) and isinstance(after, nn.ReLU):
+                after.inplace = False  # or it would write over what went into the involution
     for name, part in list(changed.named_modules(remove_duplicate=False)):  # one layer may have several names
         if isinstance(part, Involution2d):
             parent, _, leaf = name.rpartition(".")
@@ -216,20 +237,33 @@ def deployed(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _settle(network: nn.Module, images: Tensor) -> None:
-    """Statistics of images in every norm, and blocks that add a little to their shortcut."""
-    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+    """Statistics of images in every norm, and blocks that add a little to their shortcut.
+
+    Blocks say which of their norms is the last before they add: ``last_norm``. Norms that a network keeps frozen while
+    it is trained have got theirs from a training before; they see the images, too.
+    """
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
         if norm.affine:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.uniform_(norm.bias, -0.5, 0.5)
         norm.reset_running_stats()
     for part in network.modules():
-        if isinstance(part, Bottleneck):
-            nn.init.uniform_(part.bn3.weight, *BRANCH_SCALE)
+        last = getattr(part, "last_norm", None)
+        if isinstance(last, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(last.weight, *BRANCH_SCALE)
+    regions = [(part, part.wanted) for part in network.modules() if isinstance(part, RegionFeatures)]
+    for part, wanted in regions:
+        part.wanted = tuple((min(count, SETTLING_REGIONS), size) for count, size in wanted)
     momenta = [norm.momentum for norm in norms]
+    network.train()
     for norm in norms:
         norm.momentum = None  # the average over all batches so far, and this is the first
+        norm.train()  # also those that train() of the network leaves frozen
     with torch.no_grad():
-        network.train()(images)
+        network(images)
+    for part, wanted in regions:
+        part.wanted = wanted
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    network.train()

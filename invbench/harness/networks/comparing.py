@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from invbench.harness import machine, memory, server
 from invbench.harness.networks import TORCH, NetworkSettings, NetworkSubject, require_trainable
 from invbench.harness.networks.breakdown import break_down, is_possible
 from invbench.harness.networks.build import NetworkJob, Networks, Original, custom_model, new
-from invbench.harness.networks.proving import check
+from invbench.harness.networks.proving import Reference, check
 from invbench.harness.point import Point
 from invbench.harness.settings import Unwatched, check_clock, describe_failure
 from invbench.harness.steps import Step
@@ -120,7 +119,7 @@ def _refuse(settings: NetworkSettings, device: torch.device, dtype: str) -> None
 def _prepared(run: Run, networks: Networks, settings: NetworkSettings) -> list[NetworkArm]:
     case = networks.case
     originals: dict[tuple[str, bool], Original] = {}
-    references: dict[Any, list[torch.Tensor]] = {}
+    references: dict[int, Reference] = {}
     arms = []
     for subject in settings.subjects(case.mode):
         run.tell(f"preparing {subject.label}{_slow(subject)}")
@@ -143,7 +142,7 @@ def _prepared(run: Run, networks: Networks, settings: NetworkSettings) -> list[N
 
 
 def _slow(subject: NetworkSubject) -> str:
-    return " (torch.compile can take half a minute the first time)" if subject.regime is Regime.COMPILED else ""
+    return " (torch.compile can take minutes the first time)" if subject.regime is Regime.COMPILED else ""
 
 
 def _cpu_memory(run: Run, networks: Networks, settings: NetworkSettings) -> Mapping[NetworkSubject, Memory]:
@@ -200,7 +199,7 @@ def _refusal(subject: NetworkSubject, device: str, dtype: str) -> str | None:
 
 
 def _prove(
-    arm: NetworkArm, networks: Networks, original: Original, references: dict[Any, Any], device: torch.device
+    arm: NetworkArm, networks: Networks, original: Original, references: dict[int, Reference], device: torch.device
 ) -> None:
     """The first call, and whether it is right."""
     step = networks.step(original, arm.subject)
@@ -225,8 +224,9 @@ def _prove(
 def _counted(row: Result, model: Model, counts: Counts) -> Result:
     """The row with the counts of one image, and what others say of the network."""
     published = model.published
+    said = asdict(published) | {"size": list(published.size), "notes": list(published.notes)} if published else None
     return replace(
         row, params=counts.params, params_trainable=counts.params_trainable, macs=counts.macs,
         macs_mmcv=counts.macs_mmcv, activations=counts.activations, flop=Mode(row.case.mode).flop_per_mac * counts.macs,
-        published=asdict(published) if published and row.backend != FREE else None,
+        published=said if row.backend != FREE else None,
     )  # fmt: skip

@@ -5,13 +5,16 @@ float32 a wrong tap or border stands out all the same. In 16 bits it does not: t
 right differ from the reference by 0.6 of their size, and single ones by more than all of it; a wrong border changes
 logits by less than rounding may. There the logits are compared, and each involution of a network as built is run once
 more alone, on what it got in the network and with the gradient that it got there, where its rounding is its own.
+
+What a detector puts out is several things in one row, such as scores and masks: each of them is judged by itself, as a
+share of its own largest number, so that none that is wrong hides behind one that is large.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from invbench.harness import subjects
 from invbench.harness.networks.build import Networks, Original
-from invbench.harness.steps import Agreement, Step, largest_difference, norm_difference, precision_of
+from invbench.harness.steps import Agreement, Step, gradient_differences, largest_difference, precision_of
 from invbench.ops import Involution2d
 from invbench.spec import Mode
 
@@ -33,7 +36,6 @@ CHECKED_IMAGES = 4
 # 0.02 to 0.4); gradients jump besides where a ReLU's input crosses zero. A wrong tap or border is of the order of 1.
 TOLERANCE = {"float64": 1e-8, "float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1}
 GRADIENT_TOLERANCE = {"float64": 1e-6, "float32": 1e-1, "float16": 3e-1}  # that of float16 is for TF32
-NEGLIGIBLE = 1e-3
 ROUNDS_A_LOT = ("float16", "bfloat16")
 DROPOUTS = (
     functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout,
@@ -41,8 +43,16 @@ DROPOUTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What the reference returned, and the lengths of the parts of its first tensor [N, sum of them], if it has any."""
+
+    results: Sequence[Tensor]
+    lengths: Sequence[int] = ()
+
+
 def check(
-    networks: Networks, original: Original, step: Step, results: Sequence[Tensor], known: dict[Any, list[Tensor]]
+    networks: Networks, original: Original, step: Step, results: Sequence[Tensor], known: dict[int, Reference]
 ) -> Agreement:
     """Compare logits and, where they are timed, all gradients with the float64 reference by the naive backend.
 
@@ -55,8 +65,10 @@ def check(
     count = min(case.N, CHECKED_IMAGES)
     if id(original) not in known:
         reference = networks.reference(original, count, Mode.FORWARD if alone else case.mode)
+        lengths = _noted_lengths(reference.function) if original.model.suite else ()  # a user's means what it likes
         with _WithoutDropout():
-            known[id(original)] = reference.results()
+            known[id(original)] = Reference(reference.results(), lengths)
+    reference_of = known[id(original)]
     layers: list[_Seen] = []
     as_built = isinstance(step.function, nn.Module)
     if case.mode is Mode.FORWARD and not (alone and as_built):
@@ -64,7 +76,7 @@ def check(
     else:
         with _WithoutDropout(), _watched(step.function if alone else None, layers):
             outputs = _first(step, count).results()
-    whole = _worst(outputs[:1] if alone else outputs, known[id(original)], precision_of(case.device, case.dtype))
+    whole = _worst(outputs[:1] if alone else outputs, reference_of, precision_of(case.device, case.dtype))
     return most_used([whole, *(_layer(seen, step.autocast, case.dtype) for seen in layers)])
 
 
@@ -74,23 +86,30 @@ def _first(step: Step, count: int) -> Step:
     return Step(step.mode, step.function, [images], step.differentiated, grad_y, step.autocast)
 
 
-def _worst(outputs: Sequence[Tensor], references: Sequence[Tensor], precision: str) -> Agreement:
-    logits = Agreement(largest_difference(outputs[0], references[0]), TOLERANCE[precision])
-    differences = gradient_differences(outputs[1:], references[1:])
-    return most_used([logits, *(Agreement(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
+def _worst(outputs: Sequence[Tensor], reference: Reference, precision: str) -> Agreement:
+    y, expected = outputs[0], reference.results[0]
+    parts: Iterable[tuple[Tensor, Tensor]] = [(y, expected)]
+    if reference.lengths:
+        parts = zip(*(each.split(list(reference.lengths), 1) for each in (y, expected)), strict=True)
+    logits = [Agreement(largest_difference(*part), TOLERANCE[precision]) for part in parts]
+    differences = gradient_differences(outputs[1:], reference.results[1:])
+    return most_used([*logits, *(Agreement(each, GRADIENT_TOLERANCE[precision]) for each in differences)])
 
 
-def gradient_differences(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> Iterator[float]:
-    """The differences of gradients in Euclidean norm, each as a share of the reference's norm.
+def _noted_lengths(function: object) -> list[int]:
+    """The lengths of what each row of a network's output is made of, once it has been called: of networks that join
+    several ``outputs``, each [N, length]. Empty where the output is one thing."""
+    found: list[int] = []
+    outputs = getattr(function, "outputs", None)
+    if outputs is not None:
 
-    A bias before a batch norm has no gradient but rounding: where the numbers of one are below ``NEGLIGIBLE`` of the
-    largest others', on average, that is the measure.
-    """
-    sizes = [(reference.norm() / max(1, reference.numel()) ** 0.5).item() for reference in references]
-    least = NEGLIGIBLE * max(sizes, default=0.0)
-    for output, reference, size in zip(outputs, references, sizes, strict=True):
-        share = norm_difference(output, reference)
-        yield share * size / least if 0 < size < least else share
+        def noted(x: Tensor) -> list[Tensor]:
+            parts: list[Tensor] = outputs(x)
+            found[:] = [part.shape[1] for part in parts]
+            return parts
+
+        setattr(function, "outputs", noted)  # noqa: B010 -- of this one copy, which nobody else calls
+    return found
 
 
 def most_used(checks: Sequence[Agreement]) -> Agreement:
