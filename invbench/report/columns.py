@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from invbench.report.text import (
     MISSING,
@@ -18,11 +18,11 @@ from invbench.report.text import (
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Interval, Ratio
 from invbench.spec import AnyCase, Regime, TrainingCase
-from invbench.verdict.points import CONVOLUTIONS, Point, points_of, square, varying
+from invbench.verdict.points import ATTENTION, CONVOLUTIONS, Point, points_of, square, varying
 
 
 def name_of(result: Result) -> str:
-    """What a row is called: involution by its backend, a convolution by its kind, a network by all it has."""
+    """What a row is called: involution by its backend, another operator by its kind, a network by all it has."""
     return row_name(result.subject, result.backend, result.case, result.regime)
 
 
@@ -30,6 +30,8 @@ def row_name(subject: str, backend: str, case: AnyCase, regime: Regime | None = 
     """The name of a row: see ``name_of``."""
     whole = subject if backend == "torch" else f"{subject} ({backend})"
     if isinstance(case, TrainingCase):
+        return whole
+    if subject in ATTENTION:
         return whole
     if regime is None:
         return backend if subject == "involution" else subject
@@ -78,16 +80,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: headings, how many columns lead (the axes and the name), and its lines."""
+    """A table: headings, how many columns lead (the axes and the name), and its lines; foot: lines over all of them."""
 
     headings: list[str]
     leading: int
     lines: list[list[Cell]]
+    foot: list[list[Cell]] = field(default_factory=list)
 
     @property
     def rows(self) -> list[list[str]]:
-        """The text of each line's cells."""
-        return [[cell.text for cell in line] for line in self.lines]
+        """The text of each line's cells, those of the foot last."""
+        return [[cell.text for cell in line] for line in (*self.lines, *self.foot)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def summary(results: ResultSet) -> Grid:
         line.append(Cell(_latency(best), best.seconds) if best else Cell(MISSING))
         for subject in subjects:
             ratio = point.ratio(subject)
-            line.append(Cell(_told_apart(ratio), ratio.median) if ratio else Cell(MISSING))
+            line.append(Cell(told_apart(ratio), ratio.median) if ratio else Cell(MISSING))
         lines.append(line)
     headings = [*axis_headings(points), "fastest", "latency [95 %]", *(f"vs {subject}" for subject in subjects)]
     return Grid(headings, len(axes) + 1, lines)
@@ -171,7 +174,8 @@ def _axis_cells(point: Point, axes: tuple[str, ...]) -> list[Cell]:
     return [Cell(axis_text(point.axes[axis]), point.axes[axis]) for axis in axes]
 
 
-def _told_apart(ratio: Interval) -> str:
+def told_apart(ratio: Interval) -> str:
+    """How much faster or slower; ~ marks what the interval cannot tell apart from the same."""
     undecided = ratio.low <= 1 <= ratio.high
     return f"{'~ ' * undecided}{faster_or_slower(ratio.median)}"
 

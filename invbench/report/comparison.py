@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from rich.text import Text
 
@@ -41,8 +42,11 @@ def render_comparison_table(comparison: Comparison) -> str:
     text, console = canvas(terminal_width())
     for line in _above(comparison):
         console.print(Text(line))
-    whole = table_of(comparison_grid(comparison))
-    console.print(whole if fits(whole, console) else table_of(comparison_grid(comparison, brief=True)))
+    for name, part in _by_machine(comparison).items():
+        if name:
+            console.print(Text(f"\n{name}", style="bold"))
+        whole = table_of(comparison_grid(part))
+        console.print(whole if fits(whole, console) else table_of(comparison_grid(part, brief=True)))
     for note in _below(comparison):
         console.print(Text(f"* {note}"))
     console.print(Text(verdict_sentence(comparison), style="bold"))
@@ -135,6 +139,20 @@ def _means(comparison: Comparison) -> Iterator[str]:
         words = "as fast as in A" if abs(mean - 1) < SAME else f"{faster_or_slower(mean)} than in A"
         where = f" ({', '.join(apart)})" if apart else ""
         yield f" In B the {kind} rows{where} are {words}, geometric mean of {len(ratios)}."
+
+
+def _by_machine(comparison: Comparison) -> dict[str, Comparison]:
+    """Where a side has several classes of machines the changes on each, by its name; else all of them."""
+    if not (comparison.a.machines or comparison.b.machines):
+        return {"": comparison}
+    found: dict[str | None, list[Change]] = {}
+    for change in comparison.changes:
+        found.setdefault(change.machine, []).append(change)
+    names = _machines(comparison)
+    return {
+        printable(names.get(machine or "", machine or "")): replace(comparison, changes=tuple(own))
+        for machine, own in found.items()
+    }
 
 
 def _machines(comparison: Comparison) -> dict[str, str]:

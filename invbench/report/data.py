@@ -11,6 +11,7 @@ from invbench.report.text import printable
 from invbench.results import ResultSet
 from invbench.results.check import Check, Finding
 from invbench.spec import InvbenchError
+from invbench.verdict.points import machine_names
 
 # Raw series, which stay in the JSON: samples, and what came of training after each epoch.
 SERIES = ("blocks", "curves", "losses")
@@ -50,7 +51,11 @@ def parquet_of(objects: list[dict[str, Any]]) -> bytes:
 
 def _objects(results: ResultSet) -> list[dict[str, Any]]:
     """Rows, and then the findings of checks."""
-    rows = [result.to_dict() for result in results.results]
+    names = machine_names(results)  # of several classes, whose keys nobody can read
+    rows = [
+        {**result.to_dict(), **({"machine_name": names[key]} if (key := result.machine or "") in names else {})}
+        for result in results.results
+    ]
     checks = enumerate(results.checks, 1)
     return [*rows, *(_finding(number, check, finding) for number, check in checks for finding in check.findings)]
 

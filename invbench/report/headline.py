@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from invbench.report.columns import axis_name, axis_text
+from invbench.report.columns import axis_name, axis_text, name_of
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
 from invbench.results.quantities import FEWEST, Interval
 from invbench.spec import TRAINING, Case, Scope
-from invbench.verdict import fastest_involution, paired_ratio
+from invbench.verdict import fastest, fastest_involution, paired_ratio
 from invbench.verdict.points import (
-    CLASS,
+    ATTENTION,
     CONVOLUTIONS,
     Point,
     Value,
     Versus,
     against,
+    class_names,
     classes,
     machine_names,
     points_of,
@@ -32,37 +33,46 @@ MANY = 8
 
 def title(results: ResultSet) -> str:
     """What all points share, and how many there are over which axes."""
-    return title_of(points_of(results))
+    points, machines = points_of(results), results.by_machine()
+    if not machines:
+        return title_of(points)
+    axes = [axis for axis in varying(points) if axis != "machine"]
+    over = f"{_over(points, axes)} on {len(machines)} classes of machines"
+    return ": ".join(filter(None, [over, _shared(fixed(points), ())]))
 
 
-def title_of(points: Sequence[Point]) -> str:
-    """The same of points."""
+def title_of(points: Sequence[Point], said: Iterable[str] = ()) -> str:
+    """The same of points; said: the fields that need not be told any more."""
     if not points:
         return "no rows"
-    axes = varying(points)
-    told = {name: value for name, value in points[0].axes.items() if value is not None}
-    fixed = {name: value for name, value in told.items() if len(values_of(points, name)) == 1}
-    shared = _shared(fixed)
-    return shared if len(points) == 1 else f"{_over(points, axes)}: {shared}"
+    shared = _shared(fixed(points), said)
+    return shared if len(points) == 1 else ": ".join(filter(None, [_over(points, varying(points)), shared]))
 
 
-def _shared(case: Mapping[str, Value]) -> str:
+def fixed(points: Sequence[Point]) -> dict[str, Value]:
+    """The fields that all points share, and their values."""
+    told = {name: value for name, value in points[0].axes.items() if value is not None} if points else {}
+    return {name: value for name, value in told.items() if len(values_of(points, name)) == 1}
+
+
+def _shared(every: Mapping[str, Value], said: Iterable[str]) -> str:
+    case = {name: value for name, value in every.items() if name not in said}
     sizes = " ".join(f"{name}={case[name]}" for name in ("N", "C", "H", "W", "K", "G") if name in case)
     parts = [f"trained on {printable(str(case['data_set']))}"] if "data_set" in case else []
     parts += [sizes] if sizes else []
     parts += [f"{name}={case[name]}" for name in ("stride", "dilation") if case.get(name, 1) != 1]
-    parts += [f"reduction={case['reduction']}"] if case.get("scope") == Scope.LAYER and "reduction" in case else []
+    parts += [f"reduction={case['reduction']}"] if every.get("scope") == Scope.LAYER and "reduction" in case else []
     parts += [f"stem {case['stem_kernel_size']}x{case['stem_kernel_size']}"] if "stem_kernel_size" in case else []
     parts += [f"padding {case['padding_mode']}"] if case.get("padding_mode", "zeros") != "zeros" else []
     stored = " ".join(str(case[name]) for name in ("dtype", "layout") if name in case)
     parts += [f"autocast to {stored}" if case.get("autocast") else stored] if stored else []
     parts += [plural(int(str(case["epochs"])), "epoch")] if "epochs" in case else []
-    trained = case.get("scope") == TRAINING  # which says what is timed
+    trained = every.get("scope") == TRAINING  # which says what is timed
     timed = [str(case["mode"])] if "mode" in case and not trained else []
     timed += [f"of the {case['scope']}"] if "scope" in case and not trained else []
     parts += [" ".join(timed)] if timed else []
     parts += [f"on {case['device']}"] if "device" in case else []
-    if case.get("device") == "cpu" and isinstance(case.get("threads"), int):
+    if every.get("device") == "cpu" and isinstance(case.get("threads"), int):
         parts.append(plural(int(str(case["threads"])), "thread"))
     return ", ".join(parts)
 
@@ -87,6 +97,16 @@ def machine(results: ResultSet) -> str:
     )
 
 
+def nodes_of(results: ResultSet) -> list[str]:
+    """A line that says which nodes of a cluster measured, and on which of their devices; none where rows have none."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results.results:
+        if row.node:
+            found.setdefault(row.node, {}).update(dict.fromkeys([row.device] if row.device else []))
+    told = [f"{node} with {spoken(sorted(own))}" if own else node for node, own in sorted(found.items())]
+    return [printable(f"measured on {plural(len(told), 'node')}: {'; '.join(told)}")] if told else []
+
+
 def machine_of(environment: Mapping[str, Any], peaks: Sequence[Mapping[str, float]] = ()) -> str:
     """One machine by its fingerprint, and its peaks in each run."""
     versions = environment.get("versions", {})
@@ -98,7 +118,7 @@ def machine_of(environment: Mapping[str, Any], peaks: Sequence[Mapping[str, floa
         units = (("matmul_flop_per_s", "GFLOP/s"), ("copy_bytes_per_s", "GB/s"))
         told = [f"{_range([p[name] / 1e9 for p in peaks])} {unit}" for name, unit in units]
         parts.append(f"peaks {', '.join(told)}")
-    return "; ".join(parts)
+    return printable("; ".join(parts))
 
 
 def _peaks(results: ResultSet, key: str | None) -> list[Mapping[str, float]]:
@@ -135,9 +155,9 @@ def sentences(results: ResultSet) -> list[str]:
     """The answer, a sentence for each class of points that may be averaged."""
     points = points_of(results)
     if len(points) <= 1:
-        return [_one_point(results)]
+        return [_one_point(results), *_beside_attention(results)]
     apart = classes(points)
-    named = [name for index, name in enumerate(CLASS) if len({kind[index] for kind in apart}) > 1]
+    named = class_names(apart)
     return [_many_points(here, "Here" if not named else f"With {_kind(here[0], named)},") for here in apart.values()]
 
 
@@ -166,6 +186,17 @@ def _one_point(results: ResultSet) -> str:
         cost += "" if best.ratio.memory is None else f" and {three_digits(best.ratio.memory)}x the peak memory"
         cost += f" of {baseline}"
     return f"Here involution ({best.backend}) is {' and '.join(compared)}{cost}."
+
+
+def _beside_attention(results: ResultSet) -> Iterator[str]:
+    """Involution against the fastest attention over the same window, where there is one."""
+    best, other = fastest_involution(results.results), fastest(results.results, ATTENTION)
+    ratio = best and other and paired_ratio(best, other)
+    if best and other and ratio:
+        involution = f"involution ({best.backend})"
+        alone = isinstance(best.case, Case) and best.case.scope is Scope.AGGREGATE
+        more = ", which is timed with its projections, involution with its weight given" if alone else ""
+        yield f"Over the same window {involution} is {than(ratio)} the fastest attention ({name_of(other)}){more}."
 
 
 def than(ratio: Interval) -> str:

@@ -76,7 +76,7 @@ def _child(parent: ElementTree.Element, tag: str, **attributes: str) -> ElementT
 
 def _rows(results: ResultSet) -> Iterator[_TestCase]:
     points = points_of(results)
-    apart = [axis for axis in ("machine", "run") if axis in varying(points)]
+    apart = [axis for axis in ("machine", "run", "node") if axis in varying(points)]
     for point in points:
         where = ", ".join([title_of([point]), *(f"{axis} {axis_text(point.axes[axis])}" for axis in apart)])
         for row in point.rows:

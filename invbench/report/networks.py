@@ -14,12 +14,13 @@ from invbench.report.text import (
     seconds,
     seconds_with_interval,
     size,
+    spoken,
     three_digits,
     times,
 )
 from invbench.results import Result, ResultSet, Status
-from invbench.results.quantities import Interval, Ratio
-from invbench.spec import FREE, Mode
+from invbench.results.quantities import Breakdown, Interval, Ratio
+from invbench.spec import FREE, Mode, Regime
 from invbench.verdict.networks import whole_points
 from invbench.verdict.points import Point, varying
 
@@ -28,7 +29,10 @@ FREE_NOTE = (
     "share of its speed that a row reaches"
 )
 KEPT_NOTE = "kept for backward: what the forward pass of a training step keeps, inputs and parameters left out"
-ACTIVATIONS_NOTE = "activations: the numbers that convolutions, involutions and linear layers put out for one image"
+REST = "the rest"
+ACTIVATIONS_NOTE = (
+    "activations: the numbers that convolutions, involutions, self-attention and linear layers put out for one image"
+)
 
 
 def whole_grid(points: Sequence[Point], columns: Sequence[Column]) -> Grid:
@@ -107,34 +111,43 @@ def counted(value: int | None, ratio: float | None = None) -> str:
     return MISSING if value is None else count(value) + times(ratio)
 
 
-def breakdown(results: ResultSet) -> Section | None:
-    """Where the time of one call goes: a line for each kind of layer, a column for each row that was looked into."""
+def breakdowns(results: ResultSet) -> list[Section]:
+    """Where the time of one call goes, by kind of layer and by place: a column for each row that was looked into."""
     rows = [row for row in results.results if row.breakdown]
-    if not rows:
-        return None
-    kinds = dict.fromkeys(kind for row in rows if row.breakdown for kind in row.breakdown.parts)
+    with_places = [row for row in rows if row.breakdown and row.breakdown.places]
+    found = []
+    if rows:
+        found.append(_where_time_goes(results, rows, "Where the time of one call goes", "kind of layer", _by_kind))
+    if with_places:
+        found.append(_where_time_goes(results, with_places, "The same by place", "place", _by_place))
+    return found
 
-    def line(name: str, value: Callable[[Result], float]) -> list[Cell]:
-        return [Cell(name, name), *(_share(row, value(row)) for row in rows)]
 
-    lines = [line(kind, lambda row, kind=kind: _part(row, kind)) for kind in kinds]  # type: ignore[misc]
-    lines.append(line("the rest", lambda row: row.breakdown.rest if row.breakdown else 0.0))
-    lines.append(line("whole call", lambda row: row.breakdown.total if row.breakdown else 0.0))
+def _by_kind(breakdown: Breakdown) -> dict[str, float]:
+    return {**breakdown.parts, REST: breakdown.rest}
+
+
+def _by_place(breakdown: Breakdown) -> dict[str, float]:
+    return {**(breakdown.places or {}), REST: breakdown.elsewhere}
+
+
+def _where_time_goes(
+    results: ResultSet, rows: Sequence[Result], heading: str, first: str, split: Callable[[Breakdown], dict[str, float]]
+) -> Section:
+    shares = [(row.breakdown.total, split(row.breakdown)) for row in rows if row.breakdown]
+    names = [name for name in dict.fromkeys(name for _, share in shares for name in share) if name != REST]
+    lines = [
+        [Cell(name, name), *(_share(share.get(name, 0.0), total) for total, share in shares)] for name in (*names, REST)
+    ]
+    lines.append([Cell("whole call", "whole call"), *(_share(total, total) for total, _ in shares)])
     points = whole_points(results)
     at = {id(row): where(point, points) for point, row in rows_of(points)}
     headings = [" ".join(filter(None, (name_of(row), at[id(row)]))) for row in rows]
-    return Section("Where the time of one call goes", Grid(["kind of layer", *headings], 1, lines), "kind")
+    return Section(heading, Grid([first, *headings], 1, lines), first.partition(" ")[0])
 
 
-def _part(row: Result, kind: str) -> float:
-    return row.breakdown.parts.get(kind, 0.0) if row.breakdown else 0.0
-
-
-def _share(row: Result, value: float) -> Cell:
-    assert row.breakdown
-    if not value:
-        return Cell(MISSING, 0.0)
-    return Cell(f"{seconds(value)} ({value / row.breakdown.total:.1%})", value)
+def _share(value: float, total: float) -> Cell:
+    return Cell(f"{seconds(value)} ({value / total:.1%})", value) if value else Cell(MISSING, 0.0)
 
 
 def where(point: Point, points: Sequence[Point]) -> str:
@@ -151,6 +164,20 @@ def network_notes(results: ResultSet) -> list[str]:
     notes += [ACTIVATIONS_NOTE] if any(row.activations is not None for row in rows) else []
     if any(row.case.mode is Mode.TRAIN for row in rows) and any(row.latency for row in rows):
         notes.append("train: forward and backward of a step, without the optimiser's; macs are the forward pass's")
+    notes += _as_built_only(rows)
+    if any(row.breakdown and row.breakdown.places for row in rows):
+        notes.append("by place: what belongs to no place, such as what heads make of their outputs, is the rest")
     methods = dict.fromkeys(row.breakdown.method for row in rows if row.breakdown)
     notes += [f"where the time goes, by {printable(method)}" for method in methods]
     return [*notes, *published_notes(results)]
+
+
+def _as_built_only(rows: Sequence[Result]) -> list[str]:
+    """Which networks' inference was measured in one regime, since they are not deployed in another."""
+    run = [row for row in rows if row.regime and row.case.mode is Mode.FORWARD]
+    deployed = {row.subject for row in run if row.regime is Regime.COMPILED}
+    names = list(dict.fromkeys(row.subject for row in run if row.subject not in deployed))
+    if not names:
+        return []
+    which = spoken(names) if deployed else "networks here"
+    return [f"{printable(which)}: measured as built only, neither folded nor compiled"]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from invbench.report.columns import axis_name, axis_text, name_of, rows_of
 from invbench.report.text import plural, printable, spoken
 from invbench.results import Result, ResultSet, Status
-from invbench.verdict.points import Point, points_of, varying
+from invbench.verdict.points import ATTENTION, Point, machine_names, points_of, varying
 
+# What rows of attention have in common with those of involution, and what not.
+SAME_SUM = (
+    "attention: like involution, each output is a sum over the window with weights made on the spot (axial: over its "
+    "column, then its row); involution makes them from the pixel in the middle, attention from others, too",
+    "attention rows are whole layers, their 1x1 projections included, whatever the scope",
+)
+INTERRUPTED = "warning: interrupted: the rows hold what was measured until then"
 # Up to so many points are named one by one.
 NAMED = 3
 
@@ -22,7 +29,42 @@ def notes(results: ResultSet) -> list[str]:
 
 
 def failures(results: ResultSet) -> list[str]:
-    """Rows without a latency, and why; a reason that holds at many points is one line."""
+    """Rows without a latency, and why; a reason that holds at many points is one line. Of several classes of machines
+    one after the other."""
+    return _by_machine(results, _failures)
+
+
+def remarks(results: ResultSet) -> list[str]:
+    """What attention is, the layouts chosen, all warnings, and whether the run was interrupted."""
+    return [*_attention(results), *_by_machine(results, of_one_machine), *_interrupted(results)]
+
+
+def of_all_machines(results: ResultSet) -> list[str]:
+    """Of these what holds on any machine: what attention is, and whether the run was interrupted."""
+    return [*_attention(results), *_interrupted(results)]
+
+
+def _attention(results: ResultSet) -> Sequence[str]:
+    return SAME_SUM if any(row.subject in ATTENTION for row in results.results) else ()
+
+
+def _interrupted(results: ResultSet) -> list[str]:
+    return [INTERRUPTED] * results.interrupted
+
+
+def of_one_machine(results: ResultSet) -> list[str]:
+    """The layouts chosen and all warnings."""
+    points = points_of(results)
+    return _layouts(results, len(points)) + (_warnings(results) if len(points) <= 1 else _warnings_over(points))
+
+
+def _by_machine(results: ResultSet, tell: Callable[[ResultSet], list[str]]) -> list[str]:
+    apart, names = results.by_machine(), machine_names(results)
+    told = [f"{printable(names[key])}: {note}" for key, own in apart.items() for note in tell(own)]
+    return told if apart else tell(results)
+
+
+def _failures(results: ResultSet) -> list[str]:
     points = points_of(results)
     if len(points) <= 1:
         bad = [r for r in results.results if r.status is not Status.OK]
@@ -33,13 +75,6 @@ def failures(results: ResultSet) -> list[str]:
             reason = printable(row.reason or "no reason")
             found.setdefault((name_of(row), str(row.status), _without_numbers(reason)), _Held()).add(point, row, reason)
     return [f"{name}: {status} {held.where(points)}: {held.text}" for (name, status, _), held in found.items()]
-
-
-def remarks(results: ResultSet) -> list[str]:
-    """The layouts chosen, all warnings, and whether the run was interrupted."""
-    points = points_of(results)
-    found = _layouts(results, len(points)) + (_warnings(results) if len(points) <= 1 else _warnings_over(points))
-    return [*found, *["warning: interrupted: the rows hold what was measured until then"] * results.interrupted]
 
 
 def _layouts(results: ResultSet, points: int) -> list[str]:

@@ -20,12 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from invbench.report.columns import Cell, Column, Grid, axis_headings, axis_text, columns, name_of, stacked, summary
-from invbench.report.headline import machine, method, sentences, title
-from invbench.report.notes import notes
-from invbench.report.whole import Whole, whole_parts
+from invbench.report.headline import machine, method, nodes_of, sentences, title
+from invbench.report.machines import MachinePart, beside, parts_of, shared_method
+from invbench.report.notes import failures, notes, of_all_machines, of_one_machine
+from invbench.report.whole import Whole, whole_by_machine, whole_parts
 from invbench.results import ResultSet, Status
 from invbench.verdict.points import points_of, varying
 
+# The width of what leads a foot.
+FOOT = 10
 # How the marks of cells are coloured.
 MARKED = {"good": "green", "doubt": "yellow", "bad": "bold red"}
 
@@ -40,24 +43,49 @@ def render_table(results: ResultSet, width: int | None = None) -> str:
     operators = results.operators()
     if operators.results or not whole:
         _print_operators(operators, console)
-    for part in whole:
+    for part in whole_by_machine(whole):
         _print_whole(part, console)
     return finished(text)
 
 
 def _print_operators(results: ResultSet, console: Console) -> None:
-    _print_above((title(results), machine(results), method(results)), console)
+    parts = parts_of(results)
+    if parts:
+        _print_machines(results, parts, console)
+    else:
+        _print_above((title(results), machine(results), *nodes_of(results), method(results)), console)
+        _print_rows(results, notes(results), console)
+    _print_answer(sentences(results), console)
+
+
+def _print_machines(results: ResultSet, parts: Sequence[MachinePart], console: Console) -> None:
+    """All machines side by side, and then a part for each."""
+    _print_above(filter(None, (title(results), shared_method(results))), console)
+    if told := beside(results):
+        console.print(Text(f"\n{told.hint}:"))
+        print_grid(told.grid, console)
+        _print_below(told.notes, console)
+    for part in parts:
+        console.print(Text(f"\n{part.heading}", style="bold"))
+        _print_above(part.above, console)
+        _print_rows(part.results, [*failures(part.results), *of_one_machine(part.results)], console)
+    console.print()
+    _print_below(of_all_machines(results), console)
+
+
+def _print_rows(results: ResultSet, remarks: Sequence[str], console: Console) -> None:
     dropped = _print_points(results, console) if len(points_of(results)) > 1 else _print_point(results, console)
-    _print_below(notes(results), console)
+    _print_below(remarks, console)
     if dropped:
         console.print(Text(f"* no room for {', '.join(dropped)}: --format markdown, csv or html has them"))
-    _print_answer(sentences(results), console)
 
 
 def _print_whole(part: Whole, console: Console) -> None:
     """Networks or trainings; the axes stand in lines of their own, since names are long."""
+    if part.machine:
+        console.print(Text(f"\n{part.machine}", style="bold"))
     _print_answer(part.warnings, console)
-    _print_above((part.title, machine(part.results), part.method), console)
+    _print_above((part.title, machine(part.results), *nodes_of(part.results), part.method), console)
     print_grid(stacked(part.grid), console, [column.part for column in part.columns])
     for section in part.sections:
         console.print(Text(section.heading))
@@ -85,7 +113,8 @@ def _has_room(grid: Grid, columns: Sequence[int], console: Console) -> bool:
 def piece_of(grid: Grid, columns: Sequence[int]) -> Grid:
     """The columns that lead, and some of the others by their indices."""
     kept = [*range(grid.leading), *columns]
-    return Grid([grid.headings[n] for n in kept], grid.leading, [[line[n] for n in kept] for line in grid.lines])
+    lines, foot = ([[line[n] for n in kept] for line in some] for some in (grid.lines, grid.foot))
+    return Grid([grid.headings[n] for n in kept], grid.leading, lines, foot)
 
 
 def with_short_headings(grid: Grid) -> Grid:
@@ -141,8 +170,8 @@ def canvas(width: int) -> tuple[io.StringIO, Console]:
 
 
 def finished(text: io.StringIO) -> str:
-    """What was drawn, without blanks at the ends of lines."""
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    """What was drawn, without blanks at the ends of lines and an empty line at the top."""
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).removeprefix("\n")
 
 
 def empty_table() -> Table:
@@ -160,24 +189,34 @@ def table_of(grid: Grid) -> Table:
     table = empty_table()
     for index, heading in enumerate(grid.headings):
         leads = index < grid.leading
-        table.add_column(heading, justify="left" if leads else "right", no_wrap=leads, overflow="fold")
+        table.add_column(Text(heading), justify="left" if leads else "right", no_wrap=leads, overflow="fold")
     for line in grid.lines:
         table.add_row(*(Text(cell.text, MARKED.get(cell.mark or "", "")) for cell in line))
+    if grid.foot:
+        table.add_section()
+    for line in grid.foot:
+        # What leads is narrow above: an axis' values.
+        leading = ["\n".join(textwrap.wrap(cell.text, FOOT)) for cell in line[: grid.leading]]
+        table.add_row(*map(Text, [*leading, *(cell.text for cell in line[grid.leading :])]))
     return table
 
 
 def _print_point(results: ResultSet, console: Console) -> list[str]:
-    whole = _table(results, ("speed", "cost"))
-    parts = [("speed", "cost")] if fits(whole, console) else [("speed",), ("cost",)]
-    for part in parts:
-        console.print(_table(results, part))
+    everything = columns(results)
+
+    def table(piece: Sequence[int]) -> Table:
+        return _table(results, [everything[n - 1] for n in piece])
+
+    headings = Grid(["backend", *(column.heading for column in everything)], 1, [])
+    parts = [column.part for column in everything]
+    for piece in packed(headings, parts, lambda piece: fits(table(piece), console)):
+        console.print(table(piece))
     return []
 
 
-def _table(results: ResultSet, parts: tuple[str, ...]) -> Table:
+def _table(results: ResultSet, shown: Sequence[Column]) -> Table:
     table = empty_table()
     table.add_column("backend", no_wrap=True)
-    shown = [column for column in columns(results) if column.part in parts]
     for column in shown:
         table.add_column(column.heading, justify="right", overflow="fold")
     for result in results.results:

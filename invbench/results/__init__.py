@@ -40,18 +40,38 @@ class ResultSet:
     checks: tuple[Check, ...] = ()
 
     def points(self) -> list[tuple[Result, ...]]:
-        """The rows of each point that was measured in one go: same case, machine, baseline and run, in order.
+        """The rows of each point that was measured in one go, in order: same case, machine, node, device, baseline and
+        run.
 
         A subject that comes again begins a new point: a journal holds one twice where the versions changed.
         """
-        points: dict[tuple[AnyCase, str | None, str | None, str | None], list[dict[tuple[str, ...], Result]]] = {}
+        points: dict[tuple[AnyCase, *tuple[str | None, ...]], list[dict[tuple[str, ...], Result]]] = {}
         for result in self.results:
-            key = (result.case, result.machine, self.baseline_of(result), result.run)
+            place = (result.machine, result.node, result.device)
+            key = (result.case, *place, self.baseline_of(result), result.run)
             measured, row = points.setdefault(key, [{}]), result.name
             if row in measured[-1]:
                 measured.append({})
             measured[-1][row] = result
         return [tuple(rows.values()) for measured in points.values() for rows in measured]
+
+    def by_machine(self) -> dict[str, ResultSet]:
+        """The document of each class of machines by its key, in the order of the rows; empty where there is one only.
+
+        What is about the document as a whole, checks and that it was interrupted, is in none of them.
+        """
+        rows: dict[str, list[Result]] = {}
+        for result in self.results:
+            rows.setdefault(result.machine or "", []).append(result)
+        if len(rows) < 2:
+            return {}
+        return {
+            key: replace(
+                self, results=tuple(own), environment=self.machines.get(key, self.environment), machines={},
+                interrupted=False, checks=(),
+            )
+            for key, own in rows.items()
+        }  # fmt: skip
 
     def operators(self) -> ResultSet:
         """The document with the rows of single operators only."""

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,21 +27,35 @@ _BEGINNING = b'{"journal":'  # of the first line
 
 
 @dataclass(frozen=True)
+class Span:
+    """When a node of a cluster measured a point: seconds since 1970 by that node's clock, and the node's full ID."""
+
+    node: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One measured point: its rows, and where the seconds went (``wall``, and of it ``timed``, by kind of work)."""
+    """One measured point: its rows, where the seconds went (``wall``, and of it ``timed``, by kind of work), and, where
+    a cluster measured it, when."""
 
     key: str
     results: tuple[Result, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    span: Span | None = None
 
     def to_line(self) -> dict[str, Any]:
         """The line of the journal."""
-        return {"key": self.key, "seconds": dict(self.seconds), "results": [r.to_dict() for r in self.results]}
+        when = {"span": asdict(self.span)} if self.span else {}
+        rows = [row.to_dict() for row in self.results]
+        return {"key": self.key, "seconds": dict(self.seconds), **when, "results": rows}
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Entry:
         """The inverse of ``to_line``."""
-        return cls(str(line["key"]), tuple(Result.from_dict(row) for row in line["results"]), dict(line["seconds"]))
+        rows, span = tuple(Result.from_dict(row) for row in line["results"]), line.get("span")
+        return cls(str(line["key"]), rows, dict(line["seconds"]), Span(**span) if span else None)
 
 
 @dataclass(frozen=True)

@@ -183,28 +183,36 @@ def interval_from_dict(stored: Mapping[str, Any]) -> Interval:
 class Breakdown:
     """Where the time of one call goes: seconds by kind of layer, and of the whole call; ``method`` is how it is known.
 
-    Its total is that of the calls that were looked into, which observing makes a little slower than the latency.
+    places: the same call by the parts of the network that have names, such as its neck; None where it has none. Its
+    total is that of the calls that were looked into, which observing makes a little slower than the latency.
     """
 
     total: float
     parts: Mapping[str, float]
     method: str
+    places: Mapping[str, float] | None = None
 
     @property
     def rest(self) -> float:
         """Seconds of the call that belong to no kind: what the framework does between and around operators."""
         return self.total - sum(self.parts.values())
 
+    @property
+    def elsewhere(self) -> float:
+        """Seconds of the call that belong to no place."""
+        return self.total - sum((self.places or {}).values())
+
     def to_dict(self) -> dict[str, Any]:
-        """The ``breakdown`` object of the document; with ``rest`` the parts are the total."""
+        """The ``breakdown`` object of the document; with ``rest`` the parts are the total, and so are the places."""
         parts = {**self.parts, "rest": self.rest}
-        return {"unit": str(Unit.SECONDS), "total": self.total, "parts": parts, "method": self.method}
+        found = {"unit": str(Unit.SECONDS), "total": self.total, "parts": parts, "method": self.method}
+        return found if self.places is None else {**found, "places": {**self.places, "rest": self.elsewhere}}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Breakdown:
         """The inverse of ``to_dict``."""
-        parts = {name: value for name, value in stored["parts"].items() if name != "rest"}
-        return cls(stored["total"], parts, stored["method"])
+        parts, places = ({n: v for n, v in (stored.get(of) or {}).items() if n != "rest"} for of in ("parts", "places"))
+        return cls(stored["total"], parts, stored["method"], places if stored.get("places") else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from invbench.spec import AnyCase, Case, Regime, TrainingCase, case_from_dict
 
 # Fields that are stored as they are, and those that are left out of the document where they say nothing.
 PLAIN = ("subject", "backend", "reason", "params", "macs", "flop", "bytes_min", "roofline_fraction", "error")
-OPTIONAL = ("chosen_layout", "baseline", "peaks", "machine", "device", "run")
+OPTIONAL = ("chosen_layout", "baseline", "peaks", "machine", "device", "node", "run")
 NETWORK_FIELDS = ("params_trainable", "macs_mmcv", "activations", "published", "pair")
 
 
@@ -47,12 +47,13 @@ class Result:
 
     Documents of several points say in each row what a document of one point says once: baseline, what the ratio is to;
     peaks, of the run that measured the row; machine, a key of ``ResultSet.machines``; device, where several
-    share the points; run, which document it is from, where several measured the same case on the same machine.
+    share the points; node, of a cluster, by name and ID; run, which document it is from, where several measured the
+    same case on the same machine.
 
     Rows of networks count one image, and have besides: regime, how the network was run; params_trainable; macs_mmcv,
-    as mmcv counts; activations, the numbers that its convolutions, involutions and linear layers put out; published,
-    what others say of it, with their source; ceiling, the time of the same network with its involutions for free over
-    this one's; breakdown, where the time of a call goes.
+    as mmcv counts; activations, the numbers that its convolutions, involutions, attention and linear layers put out;
+    published, what others say of it, with their source; ceiling, the time of the same network with its involutions for
+    free over this one's; breakdown, where the time of a call goes.
 
     Rows of networks that were trained have besides: training, what came of it; pair, what the two sides of the
     comparison have in common: "report" (nothing), "params" or "macs"; of the side that is in several, joined by commas.
@@ -80,6 +81,7 @@ class Result:
     peaks: Mapping[str, float] | None = None
     machine: str | None = None
     device: str | None = None
+    node: str | None = None
     run: str | None = None
     regime: Regime | None = None
     params_trainable: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from invbench.results import Result, Status, find
@@ -75,7 +75,12 @@ def roofline_fraction(result: Result, peaks: Mapping[str, float]) -> float | Non
 
 def fastest_involution(results: Iterable[Result]) -> Result | None:
     """The involution row with the lowest median latency."""
-    timed = [r for r in results if r.subject == "involution" and r.status is Status.OK and r.seconds is not None]
+    return fastest(results, ("involution",))
+
+
+def fastest(results: Iterable[Result], subjects: Collection[str]) -> Result | None:
+    """The row of some subjects with the lowest median latency."""
+    timed = [r for r in results if r.subject in subjects and r.status is Status.OK and r.seconds is not None]
     return min(timed, key=lambda r: r.seconds or 0.0, default=None)
 
 

@@ -16,6 +16,7 @@ from invbench.results import Result, ResultSet, Status, machine_class
 from invbench.results.quantities import FEWEST, Interval
 from invbench.spec import AnyCase, Regime
 from invbench.verdict import quotient
+from invbench.verdict.points import machine_names
 
 # A high-water mark of the kernel is off by some hundred KiB; a smaller difference is none (invbench.harness.memory).
 PAGES = 2**20
@@ -97,11 +98,13 @@ class Comparison:
 
 
 def compare(a: ResultSet, b: ResultSet) -> Comparison:
-    """What changed from A to B, in A's order; rows that only B has come last."""
+    """What changed from A to B, one class of machines after the other, in A's order; what only B has comes last."""
     in_a, in_b = _by_row(a), _by_row(b)
     changes: list[Change] = []
     for key in dict.fromkeys([*in_a, *in_b]):
         changes += _row(*_that_could_run(in_a.get(key, {}), in_b.get(key, {})))
+    machines = list(dict.fromkeys([*_machines(a), *_machines(b), *(change.machine for change in changes)]))
+    changes.sort(key=lambda change: machines.index(change.machine))
     return Comparison(a, b, tuple(changes), _differences(a, b))
 
 
@@ -231,14 +234,36 @@ def _count(row: Result, metric: str, a: float | None, b: float | None, resolutio
 
 
 def _differences(a: ResultSet, b: ResultSet) -> dict[str, tuple[Any, Any]]:
-    """Versions, flags and settings that are not the same on both sides."""
-    here, there = dict(_flat(_described(a))), dict(_flat(_described(b)))
-    names = [name for name in dict.fromkeys([*here, *there]) if not name.startswith(VOLATILE)]
-    return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+    """Versions, flags and settings that are not the same on both sides; of several classes of machines, those of each
+    that both sides have."""
+    sides = [_machines(a), _machines(b)]
+    if len(sides[0]) == len(sides[1]) == 1:
+        here, there = _described(a, {"": a.environment}), _described(b, {"": b.environment})
+    else:
+        names = {**machine_names(b), **machine_names(a)}
+        both = {f"{names[key]}: ": key for key in sides[0] if key in sides[1]}
+        here, there = (
+            _described(each, {lead: found[key] for lead, key in both.items()})
+            for each, found in zip((a, b), sides, strict=True)
+        )
+    return {
+        name: (here.get(name), there.get(name))
+        for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)
+    }  # fmt: skip
 
 
-def _described(results: ResultSet) -> dict[str, Any]:
-    return {"invbench": results.tool_version, **results.environment, "settings": results.settings}
+def _described(results: ResultSet, environments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Version, environments and settings as a flat list of names; environments: by what their names begin with."""
+    found = {"invbench": results.tool_version}
+    for lead, environment in environments.items():
+        told = _flat(environment)
+        found |= {f"{lead}{name}": value for name, value in told if not name.startswith(VOLATILE)}
+    return found | dict(_flat(results.settings, "settings."))
+
+
+def _machines(results: ResultSet) -> Mapping[str, Mapping[str, Any]]:
+    """The fingerprint of each class of machines."""
+    return results.machines or {machine_class(results.environment): results.environment}
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

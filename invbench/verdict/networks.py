@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,9 @@ from invbench.verdict import paired_ratio, with_ratio
 from invbench.verdict.points import Point, points_of
 
 IMAGENET = "ImageNet"
-# The side of the images and K of the stem for which figures on ImageNet are published.
-PUBLISHED_SIDE, PUBLISHED_STEM = 224, 7
+TOP1 = "top-1"
+# The images and K of the stem for which figures on ImageNet are published, where a document does not tell.
+IMAGENET_SIZE, IMAGENET_STEM = (224, 224), 7
 
 
 def with_network_ratios(results: Iterable[Result]) -> tuple[Result, ...]:
@@ -82,16 +84,38 @@ def whole_points(results: ResultSet) -> list[Point]:
     return found
 
 
+def scores_of(row: Result) -> dict[str, float]:
+    """The published accuracies in percent, by name."""
+    said = row.published or {}
+    top1 = {} if said.get("top1") is None else {TOP1: float(said["top1"])}
+    return top1 | dict(said.get("scores") or {})
+
+
 def data_set_of(row: Result) -> str | None:
     """What the published accuracy is on; None where there is none."""
-    if not row.published or row.published.get("top1") is None:
+    if not row.published or not scores_of(row):
         return None
     return str(row.published.get("data_set") or IMAGENET)  # documents before it was told were of ImageNet only
 
 
+def published_size(row: Result) -> tuple[int, int] | None:
+    """Height and width of the images that the published multiply-adds are of; None where nobody tells."""
+    said = row.published
+    if not said:
+        return None
+    if said.get("size"):
+        return said["size"][0], said["size"][1]
+    return IMAGENET_SIZE if (said.get("data_set") or IMAGENET) == IMAGENET else None
+
+
+def published_stem(row: Result) -> int | None:
+    """K of the involution in the stem that they are of; None where the network has none."""
+    return None if row.backend == "torch" else int((row.published or {}).get("stem") or IMAGENET_STEM)
+
+
 def counts_as_published(row: Result) -> bool:
-    """Whether the row's multiply-adds are those of images as large as the published accuracy is for."""
-    return data_set_of(row) != IMAGENET or (row.case.H, row.case.W) == (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    """Whether the row's multiply-adds are those of images as large as the published ones."""
+    return published_size(row) in (None, (row.case.H, row.case.W))
 
 
 def with_accuracy(rows: Iterable[Result]) -> dict[str, list[Result]]:
@@ -107,5 +131,7 @@ def with_accuracy(rows: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def family_of(subject: str) -> str:
-    """What networks of several depths have in common: ``rednet`` of ``rednet50``."""
-    return subject.rstrip("0123456789")
+    """What networks of several sizes have in common: ``rednet`` of ``rednet50``, ``axial`` of ``axial50s``; of
+    detectors and segmenters what they are without their backbone."""
+    whole = re.split(r"_re[sd]net\d", subject)[0]
+    return re.sub(r"(?<=[a-z])\d+[sml]?(?=_|$)", "", whole)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from invbench.results import Result, ResultSet, find
 from invbench.results.quantities import Interval
@@ -16,10 +18,12 @@ Value = int | str | None
 
 AXES = (
     "data_set", *CASE_FIELDS, "stem_kernel_size", "autocast", "epochs", "clock", "cache", "machine", "baseline", "run",
+    "node",
 )  # fmt: skip
 # Points that differ in one of these are never averaged: the ratio would mean two things at once.
 CLASS = ("machine", "device", "dtype", "autocast", "mode", "scope", "clock", "cache")
 CONVOLUTIONS = ("conv2d", "conv2d-3x3")
+ATTENTION = ("local-attention", "san-pairwise", "san-patchwise", "axial-attention", "local-relation")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,26 @@ class Point:
 def points_of(results: ResultSet) -> list[Point]:
     """The points of a document, in its order."""
     names = machine_names(results)
-    return [Point(rows, _axes(results, rows, names)) for rows in results.points()]
+    points = [Point(rows, _axes(results, rows, names)) for rows in results.points()]
+    return _told_apart_by_node(_with_the_clock_of_others(points))
+
+
+def _with_the_clock_of_others(points: list[Point]) -> list[Point]:
+    """A point that was not timed anywhere belongs to those that were, where these share a clock and a cache."""
+    for name in ("clock", "cache"):
+        known = {point.axes[name] for point in points} - {None}
+        if len(known) == 1:
+            (value,) = known
+            points = [p if p.axes[name] else replace(p, axes={**p.axes, name: value}) for p in points]
+    return points
+
+
+def _told_apart_by_node(points: list[Point]) -> list[Point]:
+    """The node is an axis only of points that nothing else tells apart: otherwise it says nothing of what was asked."""
+    counts = Counter(tuple(point.axes.values()) for point in points)
+    return [
+        replace(p, axes={**p.axes, "node": p.rows[0].node}) if counts[tuple(p.axes.values())] > 1 else p for p in points
+    ]
 
 
 def _axes(results: ResultSet, rows: Sequence[Result], machines: Mapping[str, str]) -> dict[str, Value]:
@@ -71,16 +94,31 @@ def machine_names(results: ResultSet) -> dict[str, str]:
     for key, environment in results.machines.items():
         cpu, gpu = environment.get("cpu") or {}, environment.get("gpu") or {}
         models[key] = str(gpu.get("name") or f"{cpu.get('model', 'unknown CPU')}, {cpu.get('usable', '?')} cores")
-    seen: list[str] = []
-    names = {}
+    # A row that names no machine of the document is of none that is known.
+    models |= {key: key or "unknown machine" for key in results.by_machine() if key not in models}
+    names: dict[str, str] = {}
     for key, model in models.items():
-        seen.append(model)
-        names[key] = f"{model} #{seen.count(model)}" if list(models.values()).count(model) > 1 else model
+        alike = [other for other in models if models[other] == model]
+        names[key] = f"{model}{_what_differs(key, alike, results.machines)}" if len(alike) > 1 else model
     return names
 
 
+def _what_differs(key: str, alike: Sequence[str], machines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What tells a machine from others with its name: that of which each has another, or else its number."""
+    for part, name, words in (
+        ("cpu", "model", "in {}"),
+        ("cpu", "usable", "{} cores"),
+        ("gpu", "power_limit_w", "{} W"),
+    ):
+        values = [(machines[other].get(part) or {}).get(name) for other in alike]
+        if None not in values and len(set(values)) == len(values):
+            return f", {words.format(values[alike.index(key)])}"
+    return f" #{alike.index(key) + 1}"
+
+
 def varying(points: Sequence[Point]) -> tuple[str, ...]:
-    """The axes along which points differ. W is left out where every image is square; unknown is no value."""
+    """The axes along which points differ; unknown is no value. W is left out where every image is square, and so are
+    device and threads where the machine tells them."""
     found = []
     for name in AXES:
         values = {point.axes[name] for point in points} - {None}
@@ -88,7 +126,15 @@ def varying(points: Sequence[Point]) -> tuple[str, ...]:
             found.append(name)
     if "H" in found and "W" in found and square(points):
         found.remove("W")
+    if "machine" in found:
+        found = [name for name in found if name not in ("device", "threads") or not _decides(points, "machine", name)]
     return tuple(found)
+
+
+def _decides(points: Iterable[Point], axis: str, other: str) -> bool:
+    """Whether points with the same value of one axis have the same of the other."""
+    pairs = {(point.axes[axis], point.axes[other]) for point in points}
+    return len(pairs) == len({a for a, _ in pairs})
 
 
 def square(points: Iterable[Point]) -> bool:
@@ -98,7 +144,12 @@ def square(points: Iterable[Point]) -> bool:
 
 def values_of(points: Iterable[Point], axis: str) -> list[Value]:
     """The values that an axis takes, in order; unknown ones last."""
-    return sorted({point.axes[axis] for point in points}, key=lambda v: (v is None, isinstance(v, str), v or 0))
+    return sorted({point.axes[axis] for point in points}, key=order)
+
+
+def order(value: Value) -> tuple[bool, bool, int | str]:
+    """What values are sorted by."""
+    return value is None, isinstance(value, str), value or 0
 
 
 def classes(points: Iterable[Point]) -> dict[tuple[Value, ...], list[Point]]:
@@ -107,6 +158,14 @@ def classes(points: Iterable[Point]) -> dict[tuple[Value, ...], list[Point]]:
     for point in points:
         found.setdefault(point.kind, []).append(point)
     return found
+
+
+def class_names(apart: Mapping[tuple[Value, ...], Sequence[Point]]) -> list[str]:
+    """Which of ``CLASS`` tell classes of points apart; the device only where the machine does not tell it."""
+    named = [name for index, name in enumerate(CLASS) if len({kind[index] for kind in apart}) > 1]
+    points = [point for own in apart.values() for point in own]
+    by_machine = "machine" in named and _decides(points, "machine", "device")
+    return [name for name in named if name != "device" or not by_machine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +210,27 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 def informative(points: Sequence[Point], subject: str = CONVOLUTIONS[0]) -> list[str]:
     """The varying axes, best first: those that explain most of how the ratio to a convolution changes.
 
-    Only axes along which points may be averaged. Explained is the variance of the mean log ratio by the axis' value.
+    Only axes along which points may be averaged. Explained is the variance of the mean log ratio by the axis' value,
+    on each class of machine for itself.
     """
-    logs = [(point, math.log(ratio.median)) for point in points if (ratio := point.ratio(subject)) and ratio.median > 0]
+    machines: dict[Value, list[tuple[Point, float]]] = {}
+    for point in points:
+        if (ratio := point.ratio(subject)) and ratio.median > 0:
+            machines.setdefault(point.axes["machine"], []).append((point, math.log(ratio.median)))
 
     def explained(axis: str) -> float:
-        by_value: dict[Value, list[float]] = {}
-        for point, value in logs:
-            by_value.setdefault(point.axes[axis], []).append(value)
-        overall = statistics.fmean(value for _, value in logs) if logs else 0.0
-        return sum(len(values) * (statistics.fmean(values) - overall) ** 2 for values in by_value.values())
+        return sum(_explained(logs, axis) for logs in machines.values())
 
-    axes = [axis for axis in varying(points) if axis not in (*CLASS, "run", "baseline")]
+    axes = [axis for axis in varying(points) if axis not in (*CLASS, "run", "node", "baseline")]
     return sorted(axes, key=explained, reverse=True)
+
+
+def _explained(logs: Sequence[tuple[Point, float]], axis: str) -> float:
+    by_value: dict[Value, list[float]] = {}
+    for point, value in logs:
+        by_value.setdefault(point.axes[axis], []).append(value)
+    overall = statistics.fmean(value for _, value in logs)
+    return sum(len(values) * (statistics.fmean(values) - overall) ** 2 for values in by_value.values())
 
 
 def follows(points: Iterable[Point], axis: str, other: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from invbench.report.notes import failures, remarks
 from invbench.report.web.tables import answers, definitions, esc, items, script_data
 from invbench.results import ResultSet
+from invbench.verdict.points import machine_names
 
 # The page may run what is in it and fetch nothing.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -47,9 +48,9 @@ def _script(name: str) -> str:
     return f"<script>\n{_file(name)}</script>"
 
 
-def section(heading: str, inner: str) -> list[str]:
+def section(heading: str, inner: str, level: int = 2) -> list[str]:
     """A part of a page under its heading, or nothing."""
-    return [f"<h2>{esc(heading)}</h2>", inner] if inner else []
+    return [f"<h{level}>{esc(heading)}</h{level}>", inner] if inner else []
 
 
 def above(lines: Iterable[str], told: Iterable[str]) -> list[str]:
@@ -73,9 +74,10 @@ def below(results: ResultSet) -> list[str]:
 
 
 def _environment(results: ResultSet) -> str:
-    machines = results.machines or {"": results.environment}
+    machines, names = results.machines or {"": results.environment}, machine_names(results)
     told = "".join(
-        f"<details><summary>{esc(f'Machine {key}'.strip())}</summary><dl>{definitions(found)}</dl></details>"
+        f"<details><summary>{esc(f'Machine {names.get(key, key)}'.strip())}</summary>"
+        f"<dl>{definitions(found)}</dl></details>"
         for key, found in machines.items()
     )
     return f"{told}<details><summary>Settings</summary><dl>{definitions(results.settings)}</dl></details>"

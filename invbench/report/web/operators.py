@@ -7,14 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invbench.report.columns import axis_name, axis_text, grid, name_of, rows_of, summary
-from invbench.report.headline import machine, method, sentences, title
+from invbench.report.headline import machine, method, nodes_of, sentences, title
+from invbench.report.machines import HEADING, Beside, MachinePart, beside, parts_of, shared_method
 from invbench.report.text import seconds_with_interval, size, three_digits
 from invbench.report.web import plots
-from invbench.report.web.frame import above, section
+from invbench.report.web.frame import above, how, section
 from invbench.report.web.parts import Part, axes_of, legend, plot_sections
-from invbench.report.web.tables import esc, filters, select, table
+from invbench.report.web.tables import esc, filters, items, select, table
 from invbench.results import Result, ResultSet, Status
-from invbench.verdict.points import CONVOLUTIONS, Point, classes, follows, informative, points_of, values_of, varying
+from invbench.verdict.points import (
+    ATTENTION,
+    CLASS,
+    CONVOLUTIONS,
+    Point,
+    class_names,
+    classes,
+    follows,
+    informative,
+    points_of,
+    values_of,
+    varying,
+)
+
+SORTS = "A click on a heading sorts. ~ marks what the interval cannot tell apart from the same."
 
 
 def operators_part(results: ResultSet) -> Part:
@@ -25,22 +40,51 @@ def operators_part(results: ResultSet) -> Part:
         drawn: Sequence[plots.Plot] | None = plots.plots(results, points, units)
     except ImportError:
         drawn = None
+    parts, together = parts_of(results), beside(results)
+    what = (title(results), shared_method(results)) if parts else (title(results), *_where(results))
     body = [
-        *above((title(results), machine(results), method(results)), sentences(results)), filters(_choices(points)),
-        _plots(drawn, points, plots.roofs_of(results, points)), *_tables(results, points),
+        *above(filter(None, what), sentences(results)), filters(_choices(points)), *_beside(together),
+        _plots(drawn, points, plots.roofs_of(results, points)),
+        *(line for part in parts for line in _part(part, points)), *([] if parts else _tables(results, points)),
     ]  # fmt: skip
     told = {"axes": axes_of(points), "styles": plots.styles(points), "units": units, "linked": _linked(points)}
     return Part(body, _rows(points), drawn, told)
 
 
-def _tables(results: ResultSet, points: Sequence[Point]) -> list[str]:
-    rows = [row for _, row in rows_of(points)]
-    whole = table(grid(results), "row", range(len(rows)), (row.status is not Status.OK for row in rows))
+def _where(results: ResultSet) -> list[str]:
+    return [machine(results), *nodes_of(results), method(results)]
+
+
+def _beside(told: Beside | None) -> list[str]:
+    """All machines in one table."""
+    if told is None:
+        return []
+    keys = [" ".join(map(str, numbers)) for numbers in told.points]
+    hint = f'<p class="hint">{esc(f"{told.hint}.")} {SORTS}</p>'
+    return section(HEADING, f"{hint}{table(told.grid, 'place', keys)}{items(told.notes)}")
+
+
+def _part(part: MachinePart, points: Sequence[Point]) -> list[str]:
+    """What one class of machines measured; points: those of the page."""
+    return [*section(part.heading, how(part.above)), *_tables(part.results, points, 3)]
+
+
+def _tables(results: ResultSet, points: Sequence[Point], level: int = 2) -> list[str]:
+    """The points and rows of a document; points: those of the page, by whose numbers the scripts know each."""
+    numbers = {id(row): number for number, (_, row) in enumerate(rows_of(points))}
+    own = points_of(results)
+    rows = [row for _, row in rows_of(own)]
+    whole = table(
+        grid(results), "row", [numbers[id(row)] for row in rows], (row.status is not Status.OK for row in rows)
+    )
     if len(points) <= 1:
         return section("Rows", whole)
-    short = table(summary(results), "point", range(len(points)))
-    hint = '<p class="hint">A click on a heading sorts. ~ marks what the interval cannot tell apart from the same.</p>'
-    return [*section("The fastest involution at each point", hint + short), *section("All rows", whole)]
+    at = {id(point.rows[0]): number for number, point in enumerate(points)}
+    short = table(summary(results), "point", [at[id(point.rows[0])] for point in own])
+    hint = f'<p class="hint">{SORTS}</p>'
+    return [
+        *section("The fastest involution at each point", hint + short, level), *section("All rows", whole, level),
+    ]  # fmt: skip
 
 
 # --- Controls ---
@@ -68,7 +112,7 @@ def _map_choices(points: Sequence[Point]) -> str:
         select("state", "map-y", "up", {"": "nothing", **words}, across),
     ]
     apart = classes(points)
-    named = [index for index in range(len(next(iter(apart)))) if len({kind[index] for kind in apart}) > 1]
+    named = [CLASS.index(name) for name in class_names(apart)]
     kinds = {str(n): ", ".join(axis_text(kind[i]) for i in named) for n, kind in enumerate(apart)}
     lists += (
         [select("state", "map-class", "for", kinds, "0")]
@@ -105,13 +149,15 @@ def _map_hint() -> str:
 
 
 def _legend(points: Sequence[Point]) -> str:
-    hint = '<p class="hint">Medians with 95 % intervals. Involutions filled, convolutions hollow and dashed.</p>'
+    attention = " and attention" if any(row.subject in ATTENTION for _, row in rows_of(points)) else ""
+    looks = f"Involutions filled, convolutions{attention} hollow and dashed."
+    hint = f'<p class="hint">Medians with 95 % intervals. {looks}</p>'
     return hint + legend(plots.styles(points))
 
 
 def _holds(points: Sequence[Point]) -> str:
     """In a plot against one axis the others are held at one value each, by default those of a usual point."""
-    axes = [axis for axis in axes_of(points) if axis["name"] != "run"]
+    axes = [axis for axis in axes_of(points) if axis["name"] not in ("run", "node")]
     free = [axis for n, axis in enumerate(axes) if not any(_follow(points, axis, other) for other in axes[:n])]
     if len(free) < 2:
         return ""

@@ -11,6 +11,7 @@ function lines(kind) {
 
 const rowLines = lines("row");
 const pointLines = lines("point");
+const placeLines = lines("place");
 const rowTexts = new Map(rowLines.map((line) => [line, line.textContent.toLowerCase()]));
 
 function passes(row, wanted) {
@@ -31,6 +32,9 @@ function update() {
     }
   }
   for (const line of pointLines) line.hidden = !points.has(line.dataset.point);
+  for (const line of placeLines) line.hidden = !line.dataset.place.split(" ").some((point) => points.has(point));
+  // A mean over lines of which some are hidden would be taken for that of the others.
+  for (const foot of document.querySelectorAll("tfoot")) foot.hidden = placeLines.some((line) => line.hidden);
   document.getElementById("shown").textContent = `${shown.length} of ${rowLines.length} rows`;
   for (const listener of listeners) listener(shown);
 }

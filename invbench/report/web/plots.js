@@ -95,7 +95,7 @@ function fillAxis(figure, all) {
     const x = numeric ? Number(place) : [place, dodge(row.name)];
     const told = quantity === "latency" ? row.told : row.toldMemory;
     marks.push(mark(row, x, value * unit.scale, low * unit.scale, high * unit.scale, told));
-    const key = JSON.stringify([row.name, ...apart.map((name) => row.at[name])]);
+    const key = JSON.stringify([row.name, row.class, ...apart.map((name) => row.at[name])]);
     if (!series.has(key)) series.set(key, { style: data.styles[row.name], points: [] });
     series.get(key).points.push([x, value * unit.scale]);
   }

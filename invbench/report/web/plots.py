@@ -27,12 +27,14 @@ MAX_AXES = 6
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 SOFT = "#57606a"
 FONT = "system-ui, sans-serif"
-# Of one hue each, told apart also by colour-blind readers (Okabe and Ito); involutions are filled, convolutions hollow.
+# Of one hue each, told apart also by colour-blind readers (Okabe and Ito); involutions are filled, others hollow.
 COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#e69f00", "#8a8a8a")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
 KNOWN = {
     "numba": (0, 0), "triton": (1, 1), "compiled": (6, 2), "naive": (2, 3), "unfold": (3, 4),
     "conv2d": (4, 1), "conv2d-3x3": (5, 3), "depthwise": (3, 2), "separable": (2, 0),
+    "local-attention": (0, 5), "local-attention (flex)": (0, 6), "san-pairwise": (1, 4), "san-patchwise": (1, 5),
+    "axial-attention": (6, 4), "local-relation": (4, 6),
 }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ class Roof:
 def roofs_of(results: ResultSet, points: Sequence[Point]) -> list[Roof]:
     """For each machine, device, type and number of threads the medians of its runs' peaks."""
     found: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
-    apart = [axis for axis in ("machine", "device", "dtype", "threads") if len(values_of(points, axis)) > 1]
+    apart = [axis for axis in ("machine", "device", "dtype", "threads") if axis in varying(points)]
     for point, row in rows_of(points):
         peaks = results.peaks_of(row)
         if peaks and row.latency:

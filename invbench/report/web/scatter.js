@@ -8,19 +8,20 @@ const measuring = document.createElement("canvas").getContext("2d");
 
 function scatterRows(spec, rows) {
   const { x, y } = spec;
-  const able = rows.filter((row) => !row.free && row[x] > 0 && row[y] !== null);
+  const able = rows.filter((row) => !row.free && row[x] > 0 && (y === "t" ? row.t !== null : y in row.scores));
   if (y === "t") return able.filter((row) => spec.panel === null || row.point === spec.panel);
   const fitting = able.filter((row) => row.dataSet === spec.dataSet && (x === "params" || row.alike));
   return [...new Map(fitting.map((row) => [row.subject, row])).values()];
 }
 
 function scatterMark(spec, row) {
-  const accuracy = spec.y === "top1";
+  const accuracy = spec.y !== "t";
+  const value = accuracy ? row.scores[spec.y] : row.t;
   const style = accuracy ? row.familyStyle : row.style;
   const counted = spec.x === "params" ? row.toldParams : row.toldMacs;
-  const told = accuracy ? row.toldTop1 : row.told;
+  const told = accuracy ? row.toldScores[spec.y] : row.told;
   return {
-    x: row[spec.x] * spec.scale, y: row[spec.y], low: accuracy ? row.top1 : row.low, high: accuracy ? row.top1 : row.high,
+    x: row[spec.x] * spec.scale, y: value, low: accuracy ? value : row.low, high: accuracy ? value : row.high,
     told, name: accuracy ? row.subject : row.name, place: [counted, accuracy ? "" : row.place].filter(Boolean).join(", "),
     marker: style.marker, color: style.color, fill: style.filled ? 0.85 : 0,
     subject: row.subject, series: accuracy ? row.family : `${row.way} ${row.point}`, filled: style.filled,

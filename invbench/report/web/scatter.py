@@ -17,7 +17,7 @@ from invbench.report.web.plots import COLOURS, MARKERS, Plot, marks, new_figure
 from invbench.report.web.tables import esc
 from invbench.results import Result
 from invbench.spec import FREE
-from invbench.verdict.networks import counts_as_published, data_set_of, family_of, with_accuracy
+from invbench.verdict.networks import TOP1, counts_as_published, data_set_of, family_of, scores_of, with_accuracy
 from invbench.verdict.points import Point
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ ACCURACY, LATENCY = "Accuracy as published", "Latency against multiply-adds"
 FEWEST = 3
 # More points than this share one picture, for the filters to part.
 PANELS = 6
-KNOWN = {"rednet": (0, 0), "resnet": (4, 0), "san": (1, 0), "axial": (2, 0), "lrnet": (5, 0)}
+KNOWN = {
+    "rednet": (0, 0), "resnet": (4, 0), "san_pairwise": (1, 0), "san_patchwise": (3, 1), "axial": (2, 2),
+    "lrnet": (5, 3), "stand_alone": (6, 4),
+}  # fmt: skip
 
 
 def plots(points: Sequence[Point], rows: str | None) -> list[Plot]:
@@ -43,16 +46,19 @@ def plots(points: Sequence[Point], rows: str | None) -> list[Plot]:
 
 def _accuracies(points: Sequence[Point], rows: str | None) -> Iterator[Plot]:
     for data_set, networks in _drawn(points).items():
-        alike = [row for row in networks if counts_as_published(row)]
-        for quantity, words in (("params", "parameters"), ("macs", "multiply-adds of one image")):
-            found = [v for row in (alike if quantity == "macs" else networks) if (v := getattr(row, quantity))]
-            if not found:
-                continue
-            scale, unit = _unit(found)
-            made = _figure(f"{words} ({unit})", f"top-1 on {printable(data_set)}, as published (%)", "linear")
-            spec = {"y": "top1", "x": quantity, "scale": scale, "dataSet": data_set}
-            heading = f"Accuracy against {words.split()[0]}"
-            yield Plot(ACCURACY, heading, made, {"kind": "scatter", "rows": rows, **spec})
+        for score in dict.fromkeys(name for row in networks for name in scores_of(row)):
+            scored = [row for row in networks if score in scores_of(row)]
+            alike = [row for row in scored if counts_as_published(row)]
+            for quantity, words in (("params", "parameters"), ("macs", "multiply-adds of one image")):
+                found = [v for row in (alike if quantity == "macs" else scored) if (v := getattr(row, quantity))]
+                if not found:
+                    continue
+                scale, unit = _unit(found)
+                made = _figure(f"{words} ({unit})", f"{score} on {printable(data_set)}, as published (%)", "linear")
+                spec = {"y": score, "x": quantity, "scale": scale, "dataSet": data_set}
+                what = "Accuracy" if score == TOP1 else score[0].upper() + score[1:]
+                heading = f"{what} against {words.split()[0]}"
+                yield Plot(ACCURACY, heading, made, {"kind": "scatter", "rows": rows, **spec})
 
 
 def _drawn(points: Sequence[Point]) -> dict[str, list[Result]]:
@@ -103,7 +109,7 @@ def before(points: Sequence[Point]) -> dict[str, str]:
     """What stands above the pictures of a section: the legend, and why there are none of an accuracy."""
     families = {family: _style(number, family, rows) for number, (family, rows) in enumerate(_families(points).items())}
     shown = {family_of(row.subject) for rows in _drawn(points).values() for row in rows}
-    hint = _hint("Published by others and measured by nobody here. Involutions filled, convolutions hollow.")
+    hint = _hint("Published by others and measured by nobody here. Involutions filled, others hollow.")
     legends = {ACCURACY: hint + legend({name: style for name, style in families.items() if name in shown})}
     hint = _hint("Medians with 95 % intervals; a line joins the networks of a family that ran in the same way.")
     return {**legends, LATENCY: hint + legend(styles(points))}
@@ -140,7 +146,8 @@ def styles(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
         if row.backend == FREE:
             continue
         style = _style(families.index(family), family, [row])
-        nth = [backend for other, backend in ways if other == family].index(row.backend)
+        involutions = [backend for other, backend in ways if other == family and backend != "torch"]
+        nth = involutions.index(row.backend) if row.backend in involutions else 0
         if nth:  # of several backends of one family
             style["color"] = COLOURS[(COLOURS.index(style["color"]) + nth) % len(COLOURS)]
         marker = MARKERS.index(style["marker"]) + 3 * regimes.index(str(row.regime or ""))
@@ -174,16 +181,18 @@ def _row(
     compared = row.baseline and row.baseline != row.subject
     against = f", {faster_or_slower(latency.median)} than {row.baseline}" if compared and latency else ""
     of = f" of {row.baseline}" if compared and row.ratio else ""
-    top1 = row.published.get("top1") if row.published and row.backend != FREE else None
+    scores = scores_of(row) if row.backend != FREE else {}
     over = (row.ratio.params, row.ratio.flop) if row.ratio and compared else (None, None)
     told = [f"{count(n)}{times(ratio)}" if n else "-" for n, ratio in zip((row.params, row.macs), over, strict=True)]
     return {
         "name": name_of(row), "subject": row.subject, "family": family_of(row.subject), "way": _way(row),
-        "style": ways.get(_way(row)), "familyStyle": families.get(family_of(row.subject)), "free": row.backend == FREE,
+        "style": ways.get(_way(row)), "free": row.backend == FREE,
+        "familyStyle": {**families.get(family_of(row.subject), {}), "filled": row.backend != "torch"},
         "place": where(point, points), "macs": row.macs, "params": row.params,
         "t": interval and interval.median * 1e3, "low": interval and interval.low * 1e3,
         "high": interval and interval.high * 1e3,
-        "told": interval and f"{seconds_with_interval(interval)}{against}", "top1": top1, "dataSet": data_set_of(row),
-        "alike": counts_as_published(row), "toldTop1": top1 and f"{top1:.2f} %, as published",
+        "told": interval and f"{seconds_with_interval(interval)}{against}", "dataSet": data_set_of(row),
+        "scores": scores, "alike": counts_as_published(row),
+        "toldScores": {name: f"{value:.2f} %, as published" for name, value in scores.items()},
         "toldParams": f"{told[0]} parameters{of}", "toldMacs": f"{told[1]} multiply-adds{of}",
     }  # fmt: skip

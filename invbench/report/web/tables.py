@@ -16,8 +16,9 @@ def esc(text: object) -> str:
     return html.escape(printable(str(text)))
 
 
-def table(grid: Grid, kind: str, keys: Sequence[int], failed: Iterable[bool] = ()) -> str:
-    """A table that can be sorted. kind: ``row`` or ``point``; keys: which one each line shows."""
+def table(grid: Grid, kind: str, keys: Sequence[object], failed: Iterable[bool] = ()) -> str:
+    """A table that can be sorted. kind: ``row``, ``point`` or ``place``, which is several points; keys: which of
+    them each line shows."""
     head = "".join(
         f'<th scope="col"{_lead(index, grid)}><button type="button">{esc(heading)}</button></th>'
         for index, heading in enumerate(grid.headings)
@@ -29,7 +30,17 @@ def table(grid: Grid, kind: str, keys: Sequence[int], failed: Iterable[bool] = (
         + "</tr>"
         for line, key, dim in zip(grid.lines, keys, bad, strict=True)
     )
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    parts = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n{_foot(grid)}"
+    return f'<div class="scroll"><table>\n{parts}</table></div>'
+
+
+def _foot(grid: Grid) -> str:
+    """The lines over all others, which sorting leaves where they are."""
+    lines = "\n".join(
+        f"<tr>{''.join(_cell(cell, index < grid.leading) for index, cell in enumerate(line))}</tr>"
+        for line in grid.foot
+    )
+    return f"<tfoot>\n{lines}\n</tfoot>\n" if lines else ""
 
 
 def _lead(index: int, grid: Grid) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from invbench.report.columns import axis_text, rows_of
-from invbench.report.headline import machine
+from invbench.report.headline import machine, nodes_of
 from invbench.report.web import curves, scatter
 from invbench.report.web.frame import above, how, section
 from invbench.report.web.parts import Part, axes_of, plot_sections
@@ -30,7 +30,7 @@ def main_part(part: Whole) -> Part:
     """Of a document that has no operators: what the page filters by."""
     drawn, rows = _drawn(part, None), _rows(part)
     body = [
-        *above((part.title, machine(part.results), part.method), [*part.warnings, *part.sentences]),
+        *above(_where(part), [*part.warnings, *part.sentences]),
         filters(_choices(part, rows)), plot_sections(drawn.figures, drawn.before), drawn.remark, *_tables(part, "row"),
         items(part.own_notes),
     ]  # fmt: skip
@@ -43,11 +43,15 @@ def section_part(part: Whole) -> Part:
     drawn = _drawn(part, part.kind)
     body = [
         *section(part.heading, answers([*part.warnings, *part.sentences])),
-        how((part.title, machine(part.results), part.method)),
+        how(_where(part)),
         *([plot_sections(drawn.figures, drawn.before, prefix), drawn.remark] if drawn.figures else []),
         *_tables(part, part.kind), items(part.notes),
     ]  # fmt: skip
     return Part(body, _rows(part), drawn.figures, prefix=prefix)
+
+
+def _where(part: Whole) -> list[str]:
+    return [part.title, machine(part.results), *nodes_of(part.results), part.method]
 
 
 def _drawn(part: Whole, rows: str | None) -> _Drawn:
