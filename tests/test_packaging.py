@@ -50,7 +50,7 @@ def test_dependencies_are_these_and_no_others() -> None:
 def test_the_extra_for_tests_has_what_the_tests_import() -> None:
     names = {requirement(text)[0] for text in PROJECT["optional-dependencies"]["test"]}
     assert names == {"invbench", "pytest", "pytest-xdist", "hypothesis", "expecttest", "selenium"}
-    assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report,train]"
+    assert PROJECT["optional-dependencies"]["test"][0] == "invbench[report,train,cluster]"
 
 
 def test_the_extra_for_reports_has_what_plots_parquet_and_change_points_need() -> None:
@@ -62,6 +62,10 @@ def test_the_extra_for_reports_has_what_plots_parquet_and_change_points_need() -
 
 def test_the_extra_for_training_has_what_the_digits_need() -> None:
     assert {requirement(text)[0] for text in PROJECT["optional-dependencies"]["train"]} == {"scikit-learn"}
+
+
+def test_the_extra_for_clusters_is_ray_alone() -> None:
+    assert {requirement(text)[0] for text in PROJECT["optional-dependencies"]["cluster"]} == {"ray"}
 
 
 def test_installed_metadata() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +15,18 @@ import typer
 
 from invbench import __version__
 from invbench.cli import options
+from invbench.cli.following import follow
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
-from invbench.harness.messages import Hello
+from invbench.harness.messages import Hello, Plan, Welcome
 from invbench.harness.settings import Settings
 from invbench.harness.sweep import (
     Event,
     Sweep,
     Task,
     check_alike,
+    check_cluster_devices,
     check_settings,
     greet,
     kind_of,
@@ -36,10 +37,10 @@ from invbench.harness.sweep import (
 from invbench.harness.worker import STOP_SECONDS
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output
-from invbench.report.plan import point_line, render_plan
+from invbench.report.plan import render_plan
 from invbench.report.progress import Teller, progress
 from invbench.results import machine_class
-from invbench.results.journal import Header, document, open_journal
+from invbench.results.journal import Header, Journal, document, open_journal
 from invbench.spec import (
     BASELINES,
     CACHES,
@@ -123,6 +124,15 @@ def sweep(
     threads: Annotated[str | None, _axis("--threads", "CPU threads [default: the usable cores]")] = None,
     seed: options.Seed = 0,
     no_autotune: options.NoAutotune = False,
+    ray: Annotated[
+        str | None,
+        option(
+            "--ray", "Measure on every node of a Ray cluster; local: one of its own.", metavar="auto|HOST:PORT|local"
+        ),
+    ] = None,
+    gpu_type: Annotated[
+        str | None, option("--gpu-type", "With --ray: on GPUs of that kind only, such as H200.", metavar="NAME")
+    ] = None,
     format_name: options.Format = None,
     file: options.Output = None,
     quiet: options.Quiet = False,
@@ -152,6 +162,10 @@ def sweep(
         autotune=not no_autotune,
     )  # fmt: skip
     devices = tuple(dict.fromkeys(each.strip() for each in device.split(","))) if device else None
+    if ray is not None:
+        check_cluster_devices(devices, gpu_type)
+    elif gpu_type is not None:
+        raise InvbenchError(f"--gpu-type chooses among the nodes of --ray: got {gpu_type!r} alone; use --device cuda")
     _check_grid(grid, devices)
     hello = Hello(devices, tuple(dict.fromkeys(subject or study.subjects)), settings.backends, settings.autotune)
     file_format = options.file_format(file, format_name)
@@ -162,14 +176,9 @@ def sweep(
     with _interruptible(dry_run), ExitStack() as stack:
         tell = stack.enter_context(progress(quiet))
         kept = None if dry_run else stack.enter_context(open_journal(path, resume))
-        tell("starting the measuring process")
-        worker, welcome = greet(hello, tell)
-        stack.callback(worker.stop, STOP_SECONDS)
-        check_alike(welcome)
-        points, refused = _points_of(grid, welcome.devices, welcome.threads)
-        tasks = tasks_of(points, settings, welcome)
-        check_settings(tasks, welcome)
-        plans = plans_of(tasks, worker) if dry_run or settings.asked_for else []
+        place = stack.enter_context(_here(hello, tell) if ray is None else _cluster(ray, hello, gpu_type, tell))
+        tasks, refused = _tasks_of(grid, place.welcomes, settings)
+        plans = place.plans(tasks) if dry_run or settings.asked_for else []
         if settings.asked_for and all(set(settings.asked_for) <= set(plan.refusals) for plan in plans):
             reasons = "; ".join(f"--backend {name}: {plans[0].refusals[name]}" for name in settings.asked_for)
             raise InvbenchError(f"no backend that was asked for can run: {reasons}")
@@ -180,19 +189,75 @@ def sweep(
             tell.keep(each)
         if kept.repaired:
             tell.keep(f"{path}: the last line was torn, and is removed ({kept.repaired} bytes)")
-        runner = Sweep(kept, welcome, timeout or study.timeout or TIMEOUT)
-        header = _header(tasks, runner, refused, options.command_line(file, path))
+        timeout = timeout or study.timeout or TIMEOUT
+        header = _header(tasks, place.welcomes, timeout, refused, options.command_line(file, path))
         kept.add_header(header)
-        interrupted = _run(runner, shuffled(tasks, seed) if shuffle else tasks, worker, tell)
+        ordered = shuffled(tasks, seed) if shuffle else tasks
+        stopped = follow(place.measure(kept, timeout, ordered), ordered, kept, place.has_several, tell)
         entries = [kept.entries[task.key] for task in tasks if task.key in kept.entries]
-        results = document(entries, header, {**header.machines}, interrupted)
+        results = document(entries, header, {**header.machines}, stopped is not None)
     if entries:
         options.hand_over(results, format_name, file, file_format)
-    if interrupted:
-        raise options.Interrupted(
-            f"interrupted: {len(entries)} of {len(tasks)} points are in {path}; go on with: {_resuming()}"
-        )
+    if stopped is not None:
+        text = f"{len(entries)} of {len(tasks)} points are in {path}; go on with: {_resuming()}"
+        if isinstance(stopped, InvbenchError):
+            raise options.Failed(f"{stopped}: {text}")
+        raise options.Interrupted(f"interrupted: {text}")
     return exit_code(results.results, asked_for=settings.asked_for)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a sweep is measured: this machine, or a cluster; welcomes: what there is, by class of machine."""
+
+    welcomes: Sequence[Welcome]
+    plans: Callable[[Sequence[Task]], list[Plan]]
+    measure: Callable[[Journal, float, Sequence[Task]], Iterator[Event]]
+    has_several: bool
+
+
+@contextmanager
+def _here(hello: Hello, tell: Teller) -> Iterator[_Place]:
+    tell("starting the measuring process")
+    worker, welcome = greet(hello, tell)
+    try:
+        check_alike(welcome)
+        yield _Place(
+            [welcome],
+            lambda tasks: plans_of(tasks, worker),
+            lambda journal, timeout, tasks: Sweep(journal, welcome, timeout).run(tasks, worker),
+            len(welcome.devices) > 1,
+        )
+    finally:
+        worker.stop(STOP_SECONDS)
+
+
+@contextmanager
+def _cluster(address: str, hello: Hello, gpu_type: str | None, tell: Teller) -> Iterator[_Place]:
+    from invbench.harness import cluster
+
+    with cluster.joined(address, hello, gpu_type, tell) as members:
+        for note in members.notes:
+            tell.keep(note)
+        yield _Place(
+            members.welcomes,
+            lambda tasks: members.plans(tasks, tell),
+            lambda journal, timeout, tasks: cluster.ClusterSweep(journal, members, timeout).run(tasks),
+            has_several=True,
+        )
+
+
+def _tasks_of(grid: Grid, welcomes: Sequence[Welcome], settings: Settings) -> tuple[list[Task], list[Refused]]:
+    """The points of the grid, on each class of machine; InvbenchError if it has none, or a setting is wrong there."""
+    tasks: list[Task] = []
+    left_out: list[Refused] = []
+    for welcome in welcomes:
+        points, refused = _points_of(grid, welcome.devices, welcome.threads)
+        own = tasks_of(points, settings, welcome)
+        check_settings(own, welcome)
+        tasks += own
+        left_out += [each for each in refused if each not in left_out]
+    return tasks, left_out
 
 
 @contextmanager
@@ -235,7 +300,9 @@ def _told(refused: Sequence[Refused]) -> list[str]:
     return [f"left out {count} combination{'s' * (count > 1)}: {reason}" for reason, count in reasons.items()]
 
 
-def _header(tasks: Sequence[Task], sweep: Sweep, refused: Sequence[Refused], command: str) -> Header:
+def _header(
+    tasks: Sequence[Task], welcomes: Sequence[Welcome], timeout: float, refused: Sequence[Refused], command: str
+) -> Header:
     baselines = list(dict.fromkeys(task.point.baseline for task in tasks))
     return Header(
         command=command,
@@ -244,42 +311,8 @@ def _header(tasks: Sequence[Task], sweep: Sweep, refused: Sequence[Refused], com
         settings={
             **asdict(tasks[0].settings),
             "baseline": baselines[0] if len(baselines) == 1 else baselines,
-            "timeout": sweep.timeout,
+            "timeout": timeout,
             "left_out": _told(refused),
         },
-        machines={machine_class(found): found for found in sweep.welcome.environments.values()},
+        machines={machine_class(found): found for each in welcomes for found in each.environments.values()},
     )
-
-
-def _run(sweep: Sweep, tasks: Sequence[Task], worker: Any, tell: Teller) -> bool:
-    """Measure what is missing, telling about it; True if Ctrl-C ended it early."""
-    lacking = sum(task.key not in sweep.journal.entries for task in tasks)
-    if lacking < len(tasks):
-        tell.keep(f"{len(tasks) - lacking} of {len(tasks)} points are in {sweep.journal.path} already")
-    started, done, timed = time.monotonic(), 0, 0.0
-    try:
-        for event in sweep.run(tasks, worker):
-            spent = time.monotonic() - started
-            if event.entry is None:
-                left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
-                where = f"{_where(event, sweep)}{point_line(event.task.point)}"
-                tell(f"{done} of {lacking} points; {where}: {event.line}{left}")
-                continue
-            done += 1
-            timed += event.entry.seconds.get("timed", 0.0)
-            tell.keep(f"[{done}/{lacking}] {_where(event, sweep)}{point_line(event.task.point, event.entry.results)}")
-    except KeyboardInterrupt:
-        return True
-    if done:
-        spent = time.monotonic() - started
-        points = f"{done} point{'s' * (done != 1)}"
-        tell.keep(f"{points} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
-    return False
-
-
-def _where(event: Event, sweep: Sweep) -> str:
-    return f"{event.device}: " if len(sweep.welcome.devices) > 1 else ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

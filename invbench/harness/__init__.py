@@ -14,6 +14,11 @@ QUIET = {
     # torch.profiler's library writes a line to standard error for each time it is used.
     "KINETO_LOG_LEVEL": "99",
 }
+# What of a process's environment decides how its threads and kernels run; the fingerprint records it.
+THREAD_VARIABLES = (
+    *QUIET, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
+    "TRITON_INTERPRET",
+)  # fmt: skip
 
 
 def keep_quiet() -> None:

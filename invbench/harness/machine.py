@@ -18,16 +18,12 @@ import psutil  # noqa: TID251 -- this is the harness
 import torch
 
 from invbench.diagnosis.advice import of_environment
-from invbench.harness import QUIET, nvml
+from invbench.harness import THREAD_VARIABLES, nvml
 from invbench.harness.clock import eager_clock, l2_bytes
 from invbench.harness.settings import require_cores
 from invbench.ops import BACKENDS
 from invbench.spec import Case, InvbenchError
 
-THREAD_VARIABLES = (
-    *QUIET, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
-    "TRITON_INTERPRET",
-)  # fmt: skip
 PACKAGES = ("invbench", "triton", "numba", "numpy")
 COPY_BYTES = 128 * 2**20
 PEAK_SECONDS = 0.15

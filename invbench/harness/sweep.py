@@ -12,19 +12,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import connection
-from typing import Any
+from typing import Any, Protocol
 
 from invbench.harness.messages import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
 from invbench.harness.settings import Settings, check_clock, failed_rows, require_cores
 from invbench.harness.worker import STOP_SECONDS, Worker
 from invbench.results import Status, machine_class
-from invbench.results.journal import Entry, Journal, key_of
+from invbench.results.journal import Entry, key_of
 from invbench.spec import InvbenchError
 from invbench.study.grid import GridPoint
 
 START_SECONDS = 300.0  # to import torch from a cold disk
 TICK = 0.5
 QUIET_PHASE = 300.0  # between subjects: peaks, and memory with its own limit for each subject
+
+
+class NobodyLeftError(InvbenchError):
+    """Points are left, and no machine that could measure them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Task:
     settings: Settings
     key: str
     skipped: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+    machine: str = ""
+    """The class of machines (``results.machine_class``) that it is measured on."""
 
     def without(self, label: str, status: Status, reason: str) -> Task:
         """The same point, once a subject has shown that it takes the worker down."""
@@ -43,12 +49,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell: what a device is doing (``line``), or a point that is done (``entry``)."""
+    """Something to tell: what a device is doing (``line``), or a point that is done (``entry``).
+
+    device: of a cluster, the node. task: None where the line is about the node. running: on a cluster, which points run
+    where; waiting: how many do not yet. stays: the line is to be read afterwards, too.
+    """
 
     device: str
-    task: Task
+    task: Task | None
     line: str = ""
     entry: Entry | None = None
+    running: Sequence[tuple[str, Task]] | None = None
+    waiting: int = 0
+    stays: bool = False
 
 
 @dataclass
@@ -113,7 +126,7 @@ def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) 
             "threads": environment.get("threads", {}).get("variables"),
             "machine": machine_class(environment),
         }
-        tasks.append(Task(point, own, key_of(identity)))
+        tasks.append(Task(point, own, key_of(identity), machine=machine_class(environment)))
     return tasks
 
 
@@ -141,6 +154,20 @@ def check_alike(welcome: Welcome) -> None:
             )
 
 
+def check_cluster_devices(devices: Sequence[str] | None, gpu_type: str | None) -> None:
+    """Refuse devices among which a cluster cannot choose, before it is asked."""
+    for device in devices or ():
+        if device not in ("cpu", "cuda"):
+            raise InvbenchError(
+                f"--device with --ray takes cpu or cuda: got {device!r}; Ray chooses which of them, and --gpu-type "
+                "which kind of GPU"
+            )
+    if gpu_type is not None and (not gpu_type.split() or "cuda" not in (devices or ("cuda",))):
+        raise InvbenchError(
+            f"--gpu-type takes a kind of GPU, such as H200, and needs --device cuda: got {gpu_type!r}; leave it out"
+        )
+
+
 def check_settings(tasks: Sequence[Task], welcome: Welcome) -> None:
     """Refuse, before anything is measured, what is wrong with the settings of any task and not with its point."""
     for task in tasks:
@@ -166,6 +193,15 @@ def shuffled(tasks: Sequence[Task], seed: int) -> list[Task]:
     return drawn
 
 
+class Record(Protocol):
+    """Where points go, and those that are there: a ``results.journal.Journal``, or what hands them to one."""
+
+    entries: dict[str, Entry]
+
+    def add(self, entry: Entry) -> None:
+        """Keep a point."""
+
+
 @dataclass
 class Sweep:
     """Measures tasks on the devices of a welcome, each point in the journal before it is told.
@@ -173,26 +209,45 @@ class Sweep:
     timeout: seconds that one subject may run without a sign of life. All workers end with ``run``.
     """
 
-    journal: Journal
+    journal: Record
     welcome: Welcome
     timeout: float
     spawn: Callable[[], Worker] = Worker
+    _lanes: list[_Lane] = field(default_factory=list, init=False)
 
     def run(self, tasks: Sequence[Task], first: Worker | None = None) -> Iterator[Event]:
         """Measure what the journal lacks. Devices of one type share the points of that type; types take turns.
 
         first: a worker that is running already, for the first device.
         """
-        lanes = [_Lane(device) for device in self.welcome.devices]
-        lanes[0].worker = first
+        self.begin(first)
         try:
-            for kind in dict.fromkeys(map(kind_of, self.welcome.devices)):
-                lacking = (task for task in tasks if task.key not in self.journal.entries)
-                waiting = deque(task for task in lacking if kind_of(task.point.case.device) == kind)
-                yield from self._run_kind(waiting, [lane for lane in lanes if kind_of(lane.device) == kind])
+            yield from self.measure(tasks)
         finally:
-            for lane in lanes:
-                lane.retire()
+            self.close()
+
+    def begin(self, first: Worker | None = None) -> None:
+        """Get ready for ``measure``, which may be called several times and leaves the workers running."""
+        self._lanes = [_Lane(device) for device in self.welcome.devices]
+        self._lanes[0].worker = first
+
+    def measure(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """What ``run`` does, between ``begin`` and ``close``."""
+        for kind in dict.fromkeys(map(kind_of, self.welcome.devices)):
+            lacking = (task for task in tasks if task.key not in self.journal.entries)
+            waiting = deque(task for task in lacking if kind_of(task.point.case.device) == kind)
+            yield from self._run_kind(waiting, [lane for lane in self._lanes if kind_of(lane.device) == kind])
+
+    def worker(self) -> Worker:
+        """The worker of the first device, which is started if there is none."""
+        lane = self._lanes[0]
+        lane.worker = lane.worker or self.spawn()
+        return lane.worker
+
+    def close(self) -> None:
+        """End all workers."""
+        for lane in self._lanes:
+            lane.retire()
 
     def _run_kind(self, waiting: deque[Task], lanes: list[_Lane]) -> Iterator[Event]:
         while waiting or any(lane.task for lane in lanes):

@@ -1,0 +1,63 @@
+"""What is told while a sweep measures: points that are done, who measures what, and about how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from invbench.harness.sweep import Event, NobodyLeftError, Task
+from invbench.report.plan import point_line
+from invbench.report.progress import Teller
+from invbench.results.journal import Journal
+
+SHOWN = 4  # nodes in a line of progress
+
+
+def follow(
+    events: Iterator[Event], tasks: Sequence[Task], journal: Journal, has_several: bool, tell: Teller
+) -> BaseException | None:
+    """Measure what is missing, telling about it; what ended it early: Ctrl-C, or that nobody is left to measure."""
+    lacking = sum(task.key not in journal.entries for task in tasks)
+    if lacking < len(tasks):
+        tell.keep(f"{len(tasks) - lacking} of {len(tasks)} points are in {journal.path} already")
+    started, done, timed = time.monotonic(), 0, 0.0
+    try:
+        for event in events:
+            spent = time.monotonic() - started
+            where = f"{event.device}: " if has_several and event.device else ""
+            if event.entry is None:
+                left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
+                if event.running is not None:
+                    tell(f"{done} of {lacking} points{_running(event)}{left}")
+                elif event.stays:
+                    point = f"{point_line(event.task.point)}: " if event.task else ""
+                    tell.keep(f"{where}{point}{event.line}")
+                elif event.task:
+                    tell(f"{done} of {lacking} points; {where}{point_line(event.task.point)}: {event.line}{left}")
+                continue
+            assert event.task is not None
+            done += 1
+            timed += event.entry.seconds.get("timed", 0.0)
+            tell.keep(f"[{done}/{lacking}] {where}{point_line(event.task.point, event.entry.results)}")
+    except KeyboardInterrupt as stop:
+        return stop
+    except NobodyLeftError as error:
+        return error
+    if done:
+        spent = time.monotonic() - started
+        points = f"{done} point{'s' * (done != 1)}"
+        tell.keep(f"{points} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
+    return None
+
+
+def _running(event: Event) -> str:
+    """Which nodes measure what, and how many points wait for one."""
+    assert event.running is not None
+    measured = [f"{point_line(task.point)} on {node}" for node, task in event.running[:SHOWN]]
+    more = len(event.running) - SHOWN
+    measured += [f"{more} more elsewhere"] if more > 0 else []
+    return f"; {', '.join(measured) or 'none runs'}; {event.waiting} waiting"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

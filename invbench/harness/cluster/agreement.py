@@ -1,0 +1,98 @@
+"""Is a sweep over a cluster the same as one without? ``python -m invbench.harness.cluster.agreement PLAIN CLUSTER``.
+
+From the journals of the same points, without Ray and with it: the share of rows whose ratios agree, which is that their
+95 % intervals overlap; and what Ray adds to a point. A node's points end one after the other: between two ends, what is
+not the second point's own time was spent on handing it over, once there is a measuring process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from invbench.results import Result
+from invbench.results.journal import Entry, open_journal
+from invbench.results.quantities import Interval
+from invbench.spec import InvbenchError
+
+LEAST_SHARE = 0.9
+MOST_SECONDS = 1.0
+
+
+def overheads(entries: Iterable[Entry]) -> list[float]:
+    """Seconds that each point of a cluster took besides measuring, but for the first of each node."""
+    by_node: dict[str, list[tuple[float, float]]] = {}
+    for entry in entries:
+        if entry.span:
+            by_node.setdefault(entry.span.node, []).append((entry.span.end, entry.seconds["wall"]))
+    pairs = (pair for points in by_node.values() for pair in itertools.pairwise(sorted(points)))
+    return [end - last - wall for (last, _), (end, wall) in pairs]
+
+
+def agreement(plain: Mapping[str, Entry], cluster: Mapping[str, Entry]) -> tuple[int, list[str]]:
+    """How many rows have a ratio in both, and, of those whose intervals do not overlap, a line each."""
+    count, apart = 0, []
+    for key in plain.keys() & cluster.keys():
+        rows = {row.name: row for row in cluster[key].results}
+        for row in plain[key].results:
+            one, other = _ratio(row), _ratio(rows.get(row.name))
+            if one is None or other is None:
+                continue
+            count += 1
+            if one.low > other.high or other.low > one.high:
+                apart.append(f"{_name(row)}: {_told(one)} without Ray, {_told(other)} with it")
+    return count, sorted(apart)
+
+
+def _ratio(row: Result | None) -> Interval | None:
+    """A row's ratio, but for the baseline's own, which is 1 whatever happens."""
+    found = row.ratio.latency if row is not None and row.ratio is not None else None
+    return None if found is None or found.low == found.high == 1.0 else found
+
+
+def _name(row: Result) -> str:
+    case = row.case.to_dict()
+    fields = (f"{name}={case[name]}" for name in ("N", "C", "H", "W", "K", "mode", "dtype") if name in case)
+    return f"{' '.join(fields)} {' '.join(row.name).strip()}"
+
+
+def _told(ratio: Interval) -> str:
+    return f"{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    if not path.exists():
+        raise InvbenchError(f"{path} is not there; name a sweep's journal")
+    with open_journal(path, resume=True) as journal:
+        return journal.entries
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print both findings; 0 if ratios agree in 90 % of rows and a point costs at most a second besides."""
+    parser = argparse.ArgumentParser(prog="python -m invbench.harness.cluster.agreement", description=__doc__)
+    parser.add_argument("plain", type=Path, help="the journal of a sweep without Ray")
+    parser.add_argument("cluster", type=Path, help="that of the same sweep with --ray")
+    chosen = parser.parse_args(arguments)
+    plain, cluster = _entries(chosen.plain), _entries(chosen.cluster)
+    count, apart = agreement(plain, cluster)
+    added = overheads(cluster.values())
+    if not count or not added:
+        sys.stdout.write(f"nothing to compare: {count} rows in both, {len(added)} points of a cluster after another\n")
+        return 2
+    share = 1 - len(apart) / count
+    lines = [
+        *apart,
+        f"ratios agree within their intervals in {count - len(apart)} of {count} rows ({share:.1%})",
+        f"besides measuring a point takes {statistics.median(added):.3f} s, and at most {max(added):.3f} s, of "
+        f"{len(added)} on warm workers",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return int(share < LEAST_SHARE or max(added) > MOST_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
