@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +137,15 @@ def test_progress_says_who_measures_and_how_many_wait() -> None:
         if len(states) == 4:
             break
     assert states == [([A.label], 3), ([A.label], 2), ([A.label], 1), ([], 1)]
+
+
+@pytest.mark.parametrize(("kind", "demand"), [("cpu", Demand(8)), ("cuda", Demand(4, 1))])
+def test_whatever_is_asked_of_a_node_waits_for_a_device(kind: str, demand: Demand) -> None:
+    """Another driver's measurement is not disturbed by ours."""
+    engine = FakeEngine({cores("a", cpus=8, gpus=2): GPU})
+    engine.members(kind)
+    assert [call.demand for call in engine.log] == [demand, demand]
+    assert [call.function for call in engine.log] == [versions.answer, node.greeting]
 
 
 # --- What is lost ---
@@ -311,9 +320,12 @@ def test_nodes_of_a_class_have_to_be_alike(other: Any, words: str) -> None:
         FakeEngine({A: CPU, B: other}).members()
 
 
-def test_nodes_of_a_class_have_to_offer_as_many_cores() -> None:
-    with pytest.raises(InvbenchError, match=r"offers 1 core\(s\) to Ray, and a/a0000000 2"):
-        FakeEngine({A: CPU, cores("b", cpus=1): CPU}).members()
+@pytest.mark.parametrize("cpus", [(2, 1), (1, 2)])
+def test_nodes_of_a_class_have_to_offer_as_many_cores(cpus: tuple[int, int]) -> None:
+    """Whoever answers first: the number of threads is part of the keys."""
+    first, second = cpus
+    with pytest.raises(InvbenchError, match=rf"b/b0000000 offers {second} core\(s\) to Ray, and a/a0000000 {first}"):
+        FakeEngine({cores("a", cpus=first): CPU, cores("b", cpus=second): CPU}).members()
 
 
 def test_what_a_node_refuses_is_told_with_its_name() -> None:
@@ -356,6 +368,21 @@ def test_a_kind_of_gpu_that_nobody_has() -> None:
 def test_a_cluster_without_what_is_asked_for() -> None:
     with pytest.raises(InvbenchError, match="--device cuda: no node"):
         FakeEngine({A: CPU}).members("cuda")
+
+
+def test_why_nobody_takes_part_is_told() -> None:
+    engine = FakeEngine({A: CPU}, greetings={"a": [Gone("ImportError: no psutil")]})
+    with pytest.raises(InvbenchError, match=r"\(a/a0000000 does not answer: ImportError: no psutil\); look at it"):
+        engine.members()
+
+
+def test_plans_for_a_class_that_has_nobody_left() -> None:
+    engine = FakeEngine({A: CPU})
+    found = engine.members()
+    wanted = tasks(found, 1)
+    found.drop(A)
+    with pytest.raises(InvbenchError, match="no node of this class is left to plan on"):
+        found.plans(wanted, lambda _: None)
 
 
 def test_plans_come_from_a_node_of_the_class() -> None:
@@ -436,10 +463,15 @@ def _environment_is_put_back() -> Iterator[None]:
 TINY = ["sweep", "--N=1,2,3", "--C=16", "--H=6", "--K=3", "--device=cpu"]
 
 
-def command(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def command(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, *arguments: str, after: Callable[[], object] = lambda: None
+) -> int:
+    """Run it; after: what happens when Ray is left."""
+
     @contextmanager
     def connected(address: str) -> Iterator[FakeEngine]:
         yield engine
+        after()
 
     monkeypatch.setattr(cluster, "connected", connected)
     monkeypatch.setattr(sys, "argv", ["invbench", *arguments])
@@ -466,6 +498,27 @@ def test_a_plan_for_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     assert command(FakeEngine({A: CPU}), monkeypatch, *TINY, "--ray=auto", "--dry-run", "--format=json") == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 3
     assert not (tmp_path / "sweep.jsonl").exists()
+
+
+def test_ctrl_c_while_something_is_told_cancels_before_ray_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """Ray, asked to cancel after that, would start another cluster."""
+    monkeypatch.chdir(tmp_path)
+    engine = FakeEngine({A: CPU, B: CPU})
+
+    def interrupt(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("invbench.cli.following.point_line", interrupt)
+    before_the_end: list[FakeCall] = []
+    interrupted = command(
+        engine, monkeypatch, *TINY, "--ray=auto", after=lambda: before_the_end.extend(engine.cancelled)
+    )
+    assert interrupted == 130
+    assert before_the_end
+    assert before_the_end == engine.cancelled
+    assert "of 3 points are in sweep.jsonl; go on with: invbench sweep" in capsys.readouterr().err
 
 
 def test_where_nobody_is_left_it_is_4_and_says_how_to_go_on(

@@ -214,7 +214,7 @@ def test_what_is_no_cluster_of_ours_is_refused_soon(nodes: Nodes, tmp_path: Path
     """A port of another program, and a cluster whose token is another one."""
     with socket.create_server((LOOPBACK, 0)) as server, pytest.MonkeyPatch.context() as patch:
         expected = {
-            f"--ray={LOOPBACK}:{server.getsockname()[1]}": "within 8 s",
+            f"--ray={LOOPBACK}:{server.getsockname()[1]}": "within 15 s",
             nodes.address: "set RAY_AUTH_MODE=token",
         }
         patch.setenv("RAY_AUTH_TOKEN", "another")
@@ -223,7 +223,7 @@ def test_what_is_no_cluster_of_ours_is_refused_soon(nodes: Nodes, tmp_path: Path
             code, out, err = finish(tmp_path, *SIX, address, "--quiet")
             assert (code, out, err.count("\n")) == (2, "", 1), err
             assert words in err
-            assert time.monotonic() - started < 20  # a process starts first, and imports Ray
+            assert time.monotonic() - started < 30  # a process starts first, and imports Ray
             assert not (tmp_path / "sweep.jsonl").exists()
 
 

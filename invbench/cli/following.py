@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 from invbench.harness.sweep import Event, NobodyLeftError, Task
 from invbench.report.plan import point_line
@@ -14,31 +15,35 @@ SHOWN = 4  # nodes in a line of progress
 
 
 def follow(
-    events: Iterator[Event], tasks: Sequence[Task], journal: Journal, has_several: bool, tell: Teller
+    events: Generator[Event, None, None], tasks: Sequence[Task], journal: Journal, has_several: bool, tell: Teller
 ) -> BaseException | None:
-    """Measure what is missing, telling about it; what ended it early: Ctrl-C, or that nobody is left to measure."""
+    """Measure what is missing, telling about it; what ended it early: Ctrl-C, or that nobody is left to measure.
+
+    The events have ended when this returns, wherever Ctrl-C came: nothing that they started is left.
+    """
     lacking = sum(task.key not in journal.entries for task in tasks)
     if lacking < len(tasks):
         tell.keep(f"{len(tasks) - lacking} of {len(tasks)} points are in {journal.path} already")
     started, done, timed = time.monotonic(), 0, 0.0
     try:
-        for event in events:
-            spent = time.monotonic() - started
-            where = f"{event.device}: " if has_several and event.device else ""
-            if event.entry is None:
-                left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
-                if event.running is not None:
-                    tell(f"{done} of {lacking} points{_running(event)}{left}")
-                elif event.stays:
-                    point = f"{point_line(event.task.point)}: " if event.task else ""
-                    tell.keep(f"{where}{point}{event.line}")
-                elif event.task:
-                    tell(f"{done} of {lacking} points; {where}{point_line(event.task.point)}: {event.line}{left}")
-                continue
-            assert event.task is not None
-            done += 1
-            timed += event.entry.seconds.get("timed", 0.0)
-            tell.keep(f"[{done}/{lacking}] {where}{point_line(event.task.point, event.entry.results)}")
+        with closing(events):
+            for event in events:
+                spent = time.monotonic() - started
+                where = f"{event.device}: " if has_several and event.device else ""
+                if event.entry is None:
+                    left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
+                    if event.running is not None:
+                        tell(f"{done} of {lacking} points{_running(event)}{left}")
+                    elif event.stays:
+                        point = f"{point_line(event.task.point)}: " if event.task else ""
+                        tell.keep(f"{where}{point}{event.line}")
+                    elif event.task:
+                        tell(f"{done} of {lacking} points; {where}{point_line(event.task.point)}: {event.line}{left}")
+                    continue
+                assert event.task is not None
+                done += 1
+                timed += event.entry.seconds.get("timed", 0.0)
+                tell.keep(f"[{done}/{lacking}] {where}{point_line(event.task.point, event.entry.results)}")
     except KeyboardInterrupt as stop:
         return stop
     except NobodyLeftError as error:

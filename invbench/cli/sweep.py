@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -212,7 +212,7 @@ class _Place:
 
     welcomes: Sequence[Welcome]
     plans: Callable[[Sequence[Task]], list[Plan]]
-    measure: Callable[[Journal, float, Sequence[Task]], Iterator[Event]]
+    measure: Callable[[Journal, float, Sequence[Task]], Generator[Event, None, None]]
     has_several: bool
 
 

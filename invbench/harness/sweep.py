@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import connection
 from typing import Any, Protocol
@@ -215,7 +215,7 @@ class Sweep:
     spawn: Callable[[], Worker] = Worker
     _lanes: list[_Lane] = field(default_factory=list, init=False)
 
-    def run(self, tasks: Sequence[Task], first: Worker | None = None) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task], first: Worker | None = None) -> Generator[Event, None, None]:
         """Measure what the journal lacks. Devices of one type share the points of that type; types take turns.
 
         first: a worker that is running already, for the first device.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -83,7 +83,7 @@ class ClusterSweep:
     _running: dict[Call, _Running] = field(default_factory=dict, init=False)
     _losses: dict[str, list[_Loss]] = field(default_factory=dict, init=False)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
         """Measure what the journal lacks; all nodes share the points of their class. Types of device take turns, since
         a GPU's point needs cores of its node.
 

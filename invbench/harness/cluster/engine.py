@@ -26,7 +26,7 @@ from invbench.spec import InvbenchError
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 5.0
-TRY_SECONDS = 8.0
+TRY_SECONDS = 15.0  # importing Ray from a shared folder is slow
 HEAD_SECONDS = 20.0  # without an answer of the cluster's head; after 60, Ray ends the process
 OBJECT_BYTES = 80 * 2**20  # Ray's least, about; rows and points are small
 ACCELERATOR = "accelerator_type:"  # a node's resource, which Ray names after its GPU
@@ -186,34 +186,34 @@ def connected(address: str) -> Iterator[Engine]:
         _check_cluster(address)
     try:
         try:
-            with _uninterrupted():
+            with _uninterrupted() as came:
                 _init(ray, address)
         except Exception as error:
             what = "could not be started here" if address == LOCAL else "cannot be used"
             raise InvbenchError(f"--ray {address}: Ray {what} ({describe_failure(error)})") from error
+        if came:
+            raise KeyboardInterrupt
         yield Engine(ray)
     finally:
-        with _uninterrupted():
+        with _uninterrupted():  # nothing is left that Ctrl-C could stop: what was measured is told
             ray.shutdown()
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Take Ctrl-C afterwards, since Ray crashes where it comes while Ray starts or ends; and let a program that is
-    terminated end at once, as without Ray, whose own handler is slow and prints a stack."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _uninterrupted() -> Iterator[list[int]]:
+    """Hold Ctrl-C back, since Ray crashes where it comes while Ray starts or ends: whether it came is in the list. Let
+    a program that is terminated end at once, as without Ray, whose own handler is slow and prints a stack."""
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 def _imported(address: str) -> Any:
@@ -273,10 +273,12 @@ def _check_cluster(address: str) -> None:
         ) from None
     if tried.returncode == 0:
         return
+    said = printable(tried.stdout.partition("\n")[0]) or f"exit code {tried.returncode}"
     if "AuthenticationError" in tried.stdout:
         said, remedy = "it wants another token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's"
+    elif "Version mismatch" in said:
+        remedy = "install the same Ray and Python on every node and here"
     else:
-        said = printable(tried.stdout.partition("\n")[0]) or f"exit code {tried.returncode}"
         join = "ray start --head" if address == AUTO else f"ray start --address={address}"
         remedy = f"run this on a machine of the cluster, after: {join}"
     raise InvbenchError(f"--ray {address}: there is no cluster to be had ({said}); {remedy}")

@@ -45,7 +45,6 @@ class _Newcomer:
 
     node: Node
     kinds: list[str]
-    has_started: bool = False
 
 
 @dataclass
@@ -92,9 +91,10 @@ class Members:
             raise InvbenchError(
                 f"--gpu-type {self.gpu_type}: no node has such a GPU; there is: {', '.join(sorted(self._other_gpus))}"
             )
+        why = f" ({'; '.join(self.notes)})" if self.notes else ""
         raise InvbenchError(
-            f"--device {','.join(self.kinds)}: no node of the cluster that answers offers one to Ray; look at it with: "
-            "ray status"
+            f"--device {','.join(self.kinds)}: no node of the cluster that answers offers one to Ray{why}; look at it "
+            "with: ray status"
         )
 
     @property
@@ -120,7 +120,8 @@ class Members:
             kinds = [kind for kind in self.kinds if _offers(node, kind)]
             if node.id not in known and kinds:
                 self.engine.send_text_of(versions)
-                call = self.engine.start(node, Demand(), versions.answer)
+                # Even this waits for the device: a process that starts would disturb what others measure.
+                call = self.engine.start(node, self.demand(node, kinds[0]), versions.answer)
                 self._newcomers[call] = _Newcomer(node, kinds)
         self._next_look = time.monotonic() + POLL_SECONDS
 
@@ -190,10 +191,10 @@ class Members:
                     f"{node.label} differs from {others} in its {what}: got {of(got)}, expected {of(expected)}; "
                     "install the same on every node"
                 )
-        if welcome.cores < group.welcome.cores:
+        if welcome.cores != group.welcome.cores:  # more, too: keys must not depend on who answers first
             raise InvbenchError(
                 f"{node.label} offers {welcome.cores} core(s) to Ray, and {others} {group.welcome.cores}: start Ray "
-                "there with as many --num-cpus"
+                "on both with as many --num-cpus"
             )
 
     # --- What tasks need ---
@@ -221,16 +222,18 @@ class Members:
         found: dict[str, Plan] = {}
         for group in self.groups.values():
             own = [task for task in tasks if self.group_of(task) is group]
-            answer: object = Gone("no node of its class is left")
+            answer: object = Gone("no node of this class is left to plan on")
+            where = group.machine
             while isinstance(answer, Gone) and group.nodes:
                 node = next(iter(group.nodes.values()))
-                tell(f"planning: on {node.label}")
+                where = node.label
+                tell(f"planning: on {where}")
                 call = self.engine.start(node, self.demand(node, group.kind), work.plans, self.job(group.kind), own)
                 answer = self._answer(call)
                 if isinstance(answer, Gone):
                     self.drop(node)
             if isinstance(answer, Refusal | Gone):
-                raise InvbenchError(f"{node.label}: {answer.reason}")
+                raise InvbenchError(f"{where}: {answer.reason}")
             found |= {task.key: plan for task, plan in zip(own, answer, strict=True)}  # type: ignore[call-overload]
         return [found[task.key] for task in tasks]
 
