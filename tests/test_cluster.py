@@ -359,15 +359,17 @@ def test_what_there_is_to_know_of_a_node_is_told(monkeypatch: pytest.MonkeyPatch
     assert "invbench: a/a0000000: Ray measures with a low priority here\n" in capsys.readouterr().err
 
 
-def test_a_kind_of_gpu_that_nobody_has() -> None:
+@pytest.mark.parametrize("kinds", [("cuda",), ("cpu", "cuda")])
+def test_a_kind_of_gpu_that_nobody_has(kinds: tuple[str, ...]) -> None:
     engine = FakeEngine({cores("a", gpus=1): GPU, cores("b", gpus=1): OTHER_GPU})
     with pytest.raises(InvbenchError, match="--gpu-type H100: no node has such a GPU; there is: A GPU, NVIDIA H200"):
-        engine.members("cuda", gpu_type="H100")
+        engine.members(*kinds, gpu_type="H100")
 
 
-def test_a_cluster_without_what_is_asked_for() -> None:
+@pytest.mark.parametrize("kinds", [("cuda",), ("cpu", "cuda")])
+def test_a_cluster_without_what_is_asked_for(kinds: tuple[str, ...]) -> None:
     with pytest.raises(InvbenchError, match="--device cuda: no node"):
-        FakeEngine({A: CPU}).members("cuda")
+        FakeEngine({A: CPU}).members(*kinds)
 
 
 def test_why_nobody_takes_part_is_told() -> None:

@@ -72,30 +72,36 @@ class Members:
     # --- Coming and going ---
 
     def gather(self, tell: Callable[[str], None]) -> None:
-        """Ask every node of the cluster; raises InvbenchError if one must not take part, or if none can.
+        """Ask every node of the cluster; raises InvbenchError if one must not take part, or if none has a type of
+        device that is asked for.
 
-        Waits for nodes that others keep busy, but after some minutes only until there is one.
+        Waits for nodes that others keep busy, but after some minutes only until there is one of each type.
         """
         deadline = time.monotonic() + START_SECONDS
         self.look()
-        while self._newcomers and not (self.groups and time.monotonic() > deadline):
+        while self._newcomers and (self._lacking() or time.monotonic() < deadline):
             waiting = ", ".join(each.node.label for each in self._newcomers.values())
             tell(f"asking the nodes of the cluster, of which busy ones answer later: {waiting}")
             for call, message in self.engine.hear(self.calls, TICK):
                 note = self.hear(call, message)
                 self.notes += [note] if note else []
         self._has_begun = True
-        if self.groups:
+        lacking = self._lacking()
+        if not lacking:
             return
-        if self._other_gpus:
+        if self._other_gpus and CUDA in lacking:
             raise InvbenchError(
                 f"--gpu-type {self.gpu_type}: no node has such a GPU; there is: {', '.join(sorted(self._other_gpus))}"
             )
         why = f" ({'; '.join(self.notes)})" if self.notes else ""
         raise InvbenchError(
-            f"--device {','.join(self.kinds)}: no node of the cluster that answers offers one to Ray{why}; look at it "
+            f"--device {','.join(lacking)}: no node of the cluster that answers offers one to Ray{why}; look at it "
             "with: ray status"
         )
+
+    def _lacking(self) -> list[str]:
+        """The types of device that no member has."""
+        return [kind for kind in self.kinds if all(group.kind != kind for group in self.groups.values())]
 
     @property
     def calls(self) -> list[Call]:
