@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 REPORT = "Table 1 of Salem et al., Involution: Inverting the Inference of Convolution for Visual Recognition"
 README = "README of the official repository d-li14/involution"
@@ -33,6 +34,10 @@ class Published:
     notes: tuple[str, ...] = ()
     elsewhere: Mapping[str, float] | None = None
     train_seconds: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object ``published`` of a row, as JSON gives it back."""
+        return {**asdict(self), "size": list(self.size), "notes": list(self.notes)}
 
 
 _readme = partial(Published, README)

@@ -121,7 +121,7 @@ def _blank(subject: TrainingSubject, case: TrainingCase) -> Result:
     published = SUBJECTS[subject.model].published
     return Result(
         subject.model, subject.backend, case, pair=subject.pair, baseline=baseline_of(case.data_set),
-        published=asdict(published) if published else None,
+        published=published.to_dict() if published else None,
     )  # fmt: skip
 
 

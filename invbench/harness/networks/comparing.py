@@ -224,7 +224,7 @@ def _prove(
 def _counted(row: Result, model: Model, counts: Counts) -> Result:
     """The row with the counts of one image, and what others say of the network."""
     published = model.published
-    said = asdict(published) | {"size": list(published.size), "notes": list(published.notes)} if published else None
+    said = published.to_dict() if published else None
     return replace(
         row, params=counts.params, params_trainable=counts.params_trainable, macs=counts.macs,
         macs_mmcv=counts.macs_mmcv, activations=counts.activations, flop=Mode(row.case.mode).flop_per_mac * counts.macs,
