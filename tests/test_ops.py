@@ -197,7 +197,10 @@ def test_backend_matches_reference_full_product(backend: str, device: str, probl
 @pytest.mark.parametrize(("backend", "device"), SLOW_TARGETS)
 def test_slow_backend_matches_reference(backend: str, device: str, problem: Problem) -> None:
     require(backend, device)
-    for variant in (Variant(problem, torch.float32), Variant(problem, torch.float32, "channels_last", "taps_last")):
+    variants = Variant(problem, torch.float32), Variant(problem, torch.float32, "channels_last", "taps_last")
+    # The compiler takes up to half a minute for one: problems take turns with the layouts.
+    chosen = variants[SMALL.index(problem) % 2 :][:1] if backend == "compiled" else variants
+    for variant in chosen:
         assert_close(run(make_inputs(variant, device), problem, backend), reference(variant), variant.dtype)
 
 
