@@ -67,4 +67,7 @@ def test_agreement_and_overhead_decide(
     out = capsys.readouterr().out
     assert words in out
     assert ("N=1 C=" in out) == (ratio[0] > 2)
-    assert agreement.main([plain, plain]) == 2
+    assert agreement.main([plain, plain]) == 0  # without Ray both times
+    assert "besides measuring" not in capsys.readouterr().out
+    other = journal(tmp_path / "other.jsonl", entry(3, (1.0, 2.0)))
+    assert agreement.main([plain, other]) == 2

@@ -2,7 +2,8 @@
 
 From the journals of the same points, without Ray and with it: the share of rows whose ratios agree, which is that their
 95 % intervals overlap; and what Ray adds to a point. A node's points end one after the other: between two ends, what is
-not the second point's own time was spent on handing it over, once there is a measuring process.
+not the second point's own time was spent on handing it over, once there is a measuring process. Two journals without
+Ray show how far sweeps agree at all: a row's interval is of one process, and processes differ.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def agreement(plain: Mapping[str, Entry], cluster: Mapping[str, Entry]) -> tuple
                 continue
             count += 1
             if one.low > other.high or other.low > one.high:
-                apart.append(f"{_name(row)}: {_told(one)} without Ray, {_told(other)} with it")
+                apart.append(f"{_name(row)}: {_told(one)} in the first, {_told(other)} in the second")
     return count, sorted(apart)
 
 
@@ -75,23 +76,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Print both findings; 0 if ratios agree in 90 % of rows and a point costs at most a second besides."""
     parser = argparse.ArgumentParser(prog="python -m invbench.harness.cluster.agreement", description=__doc__)
     parser.add_argument("plain", type=Path, help="the journal of a sweep without Ray")
-    parser.add_argument("cluster", type=Path, help="that of the same sweep with --ray")
+    parser.add_argument("cluster", type=Path, help="that of the same sweep with --ray, or once more without")
     chosen = parser.parse_args(arguments)
     plain, cluster = _entries(chosen.plain), _entries(chosen.cluster)
     count, apart = agreement(plain, cluster)
     added = overheads(cluster.values())
-    if not count or not added:
-        sys.stdout.write(f"nothing to compare: {count} rows in both, {len(added)} points of a cluster after another\n")
+    if not count:
+        sys.stdout.write("nothing to compare: no row has a ratio in both\n")
         return 2
     share = 1 - len(apart) / count
     lines = [
         *apart,
         f"ratios agree within their intervals in {count - len(apart)} of {count} rows ({share:.1%})",
-        f"besides measuring a point takes {statistics.median(added):.3f} s, and at most {max(added):.3f} s, of "
-        f"{len(added)} on warm workers",
     ]
+    if added:
+        lines.append(
+            f"besides measuring a point takes {statistics.median(added):.3f} s, and at most {max(added):.3f} s, of "
+            f"{len(added)} on warm workers"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
-    return int(share < LEAST_SHARE or max(added) > MOST_SECONDS)
+    return int(share < LEAST_SHARE or max(added, default=0.0) > MOST_SECONDS)
 
 
 if __name__ == "__main__":
