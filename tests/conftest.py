@@ -95,3 +95,12 @@ def bfloat16_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounding)
+
+
+@pytest.fixture
+def environment_is_put_back() -> Iterator[None]:
+    """For what changes the variables of this process's environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

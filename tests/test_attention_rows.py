@@ -13,6 +13,7 @@ import torch
 from test_cli import TINY as OP
 from test_cli import run
 from test_point import FakeClock, clock, threads  # noqa: F401 -- fixtures
+from test_subjects import Distorted
 from torch import Tensor, nn
 
 from invbench.attention import ATTENTION
@@ -207,19 +208,6 @@ def test_gradients_that_are_left_out_are_caught(name: str, left_out: str) -> Non
         if left_out in parameter and right[index].norm() > 0.01 * largest:
             wrong = [*right[:index], torch.zeros_like(right[index]), *right[index + 1 :]]
             assert not check(runnable, references, wrong).is_close, parameter
-
-
-class Distorted(torch.autograd.Function):
-    """The identity, with something done to the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, distort: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.distort = distort
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.distort(grad.clone()), None
 
 
 WRONG: dict[str, Callable[[Callable[..., Tensor], Tensor], Tensor]] = {

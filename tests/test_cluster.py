@@ -29,6 +29,8 @@ from invbench.results import Status, machine_class
 from invbench.results.journal import read_document
 from invbench.spec import InvbenchError
 
+pytestmark = pytest.mark.usefixtures("environment_is_put_back")
+
 A, B = cores("a"), cores("b")
 
 
@@ -449,14 +451,6 @@ def test_a_node_refuses_a_point_of_another_class(workers: Machine) -> None:
     _, answer = node.measure(JOB, replace(one_task(), machine="another"), ("a/0", "0"))
     assert isinstance(answer, Unlike)
     assert "a/0 is not what it was" in answer.reason
-
-
-@pytest.fixture(autouse=True)
-def _environment_is_put_back() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 # --- The command ---

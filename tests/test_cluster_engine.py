@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +13,7 @@ import pytest
 from invbench.harness.cluster.engine import connected
 from invbench.spec import InvbenchError
 
-
-@pytest.fixture(autouse=True)
-def _environment_is_put_back() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("environment_is_put_back")
 
 
 def test_ctrl_c_while_ray_starts_is_taken_afterwards_and_while_it_ends_is_too_late(

@@ -34,7 +34,10 @@ for _name in ("_positions", "_differences", "_patches", "_pairwise_sum", "_patch
 
 
 class _San(nn.Module):
-    """What both have: x1, x2 and x3 as ``conv1``, ``conv2`` and ``conv3``. Names are the official repository's."""
+    """What both have: x1, x2 and x3 as ``conv1``, ``conv2`` and ``conv3``. Names are the official repository's.
+
+    A kind adds what makes weights of x1 and x2, by ``add_relation``.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,11 @@ class _San(nn.Module):
         self.conv1 = nn.Conv2d(channels, self.rel, 1, stride)
         self.conv2 = nn.Conv2d(channels, self.rel, 1)
         self.conv3 = nn.Conv2d(channels, mid, 1)
+        self.add_relation()
+
+    def add_relation(self) -> None:
+        """``conv_w``, and what else makes the weights."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """The spec, for print(layer)."""
@@ -80,17 +88,8 @@ class PairwiseAttention2d(_San):
     does not divide mid.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: int = 7,
-        mid: int | None = None,
-        share: int = 8,
-        stride: int = 1,
-        dilation: int = 1,
-        padding_mode: str = "reflect",
-    ) -> None:
-        super().__init__(channels, kernel_size, mid, share, stride, dilation, padding_mode)
+    def add_relation(self) -> None:
+        """``conv_p``, p, and ``conv_w``, f."""
         self.conv_p = nn.Conv2d(2, 2, 1)
         self.conv_w = _mapping(self.rel + 2, self.rel, self.spec.G)
 
@@ -104,17 +103,8 @@ class PairwiseAttention2d(_San):
 class PatchwiseAttention2d(_San):
     """x [N, C, H, W] to y [N, mid, ceil(H / stride), ceil(W / stride)]; arguments as of ``PairwiseAttention2d``."""
 
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: int = 7,
-        mid: int | None = None,
-        share: int = 8,
-        stride: int = 1,
-        dilation: int = 1,
-        padding_mode: str = "reflect",
-    ) -> None:
-        super().__init__(channels, kernel_size, mid, share, stride, dilation, padding_mode)
+    def add_relation(self) -> None:
+        """``conv_w``, f."""
         self.conv_w = _mapping(self.rel * (self.spec.taps + 1), self.spec.G, self.spec.G * self.spec.taps)
 
     def forward(self, x: Tensor) -> Tensor:
