@@ -19,6 +19,10 @@ THREAD_VARIABLES = (
     *QUIET, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
     "TRITON_INTERPRET",
 )  # fmt: skip
+# And how glibc's allocator deals with what is freed.
+ALLOCATOR_VARIABLES = (
+    "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES",
+)  # fmt: skip
 
 
 def keep_quiet() -> None:

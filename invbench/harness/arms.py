@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 from invbench.attention.operators import OPERATORS, flex_refusal
 from invbench.cost import held_bytes
 from invbench.harness import machine
-from invbench.harness.blocks import Sampler
+from invbench.harness.blocks import SHORTEST_SAMPLE, Sampler
 from invbench.harness.settings import FLEX, INVOLUTION, Settings, Subject, Unwatched, Watch, blank_row
 from invbench.harness.steps import Agreement
 from invbench.harness.subjects import Runnable, check
@@ -22,8 +23,9 @@ from invbench.ops import BACKENDS
 from invbench.results import Result, Status
 from invbench.spec import LAYOUTS, Case, Scope
 
-LAYOUT_TRIALS = 3
-HOPELESS = 2.0  # a layout that is so many times slower needs no second trial
+HOPELESS = 2.0  # a layout that is so many times slower, twice, needs no more trials
+LEAST_TRIALS, MOST_TRIALS = 3, 25
+TRIAL_SECONDS = 0.15  # for the trials of all layouts, once there are the fewest
 ROOM = 0.95  # share of the free memory that a point may plan with
 
 Skipped = Mapping[str, tuple[Status, str]]
@@ -142,12 +144,24 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _fastest(samplers: list[Sampler]) -> int:
-    """The index of the fastest of a few, by alternating calls; by one where that is clear enough."""
+def _fastest(samplers: list[Sampler], now: Callable[[], float] = time.perf_counter) -> int:
+    """The index of the fastest of a few, by the medians of alternating samples; by one where that is clear enough.
+
+    Layouts are often near each other, and what disturbs the machine for some milliseconds must not choose: a wrong
+    choice moves every ratio of a point.
+    """
     if len(samplers) == 1:
         return 0
-    times = [sampler(1) for sampler in samplers]
-    if max(times) < HOPELESS * min(times):
-        for _ in range(LAYOUT_TRIALS - 1):
-            times = [min(best, sampler(1)) for best, sampler in zip(times, samplers, strict=True)]
-    return times.index(min(times))
+    first = [sampler(1) for sampler in samplers]
+    if max(first) >= HOPELESS * min(first):
+        first = [sampler(1) for sampler in samplers]  # whoever was disturbed has another chance
+    if max(first) >= HOPELESS * min(first):
+        return first.index(min(first))
+    calls = [max(1, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-9))) for seconds in first]
+    times: list[list[float]] = [[] for _ in samplers]
+    started = now()
+    while len(times[0]) < LEAST_TRIALS or (len(times[0]) < MOST_TRIALS and now() - started < TRIAL_SECONDS):
+        for each, sampler, count in zip(times, samplers, calls, strict=True):
+            each.append(sampler(count))
+    medians = [statistics.median(each) for each in times]
+    return medians.index(min(medians))

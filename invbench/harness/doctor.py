@@ -27,7 +27,7 @@ def diagnose(device_name: str | None, threads: int | None, budget: float, tell: 
     case = machine.complete(POINT, device_name, threads)
     device = machine.check_device(case.device)
     machine.check_threads(case.threads)
-    machine.set_threads(case.threads)
+    machine.settle(case.threads)
     load = machine.load()  # before our own work counts
     watch = vitals.Watch(device)
     tell("measuring the floors of the clocks")

@@ -18,7 +18,7 @@ import psutil  # noqa: TID251 -- this is the harness
 import torch
 
 from invbench.diagnosis.advice import of_environment
-from invbench.harness import THREAD_VARIABLES, nvml
+from invbench.harness import THREAD_VARIABLES, allocator, nvml
 from invbench.harness.clock import eager_clock, l2_bytes
 from invbench.harness.settings import require_cores
 from invbench.ops import BACKENDS
@@ -62,6 +62,12 @@ def free_bytes(device: torch.device) -> int | None:
     if limit is None or used is None:
         return free
     return max(0, min(free, limit - used + _reclaimable()))
+
+
+def settle(threads: int) -> None:
+    """Get this process ready to be measured in: so many threads, and an allocator that keeps what is freed."""
+    set_threads(threads)
+    allocator.keep_freed()
 
 
 def set_threads(threads: int) -> None:
@@ -150,6 +156,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
             "numba_layer": layer,
             "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         },
+        "allocator": allocator.describe(),
         "torch": {
             "flush_denormal": _flushes_subnormals(),
             "matmul_precision": torch.get_float32_matmul_precision(),

@@ -152,7 +152,7 @@ def _fresh_launch(plan: Plan) -> Found:
 def main(argument: str) -> None:
     """Measure one launch and print it."""
     plan = Plan(**json.loads(argument))
-    machine.set_threads(plan.threads)
+    machine.settle(plan.threads)
     found, _ = measure_launch(plan)
     sys.stdout.write("\n" + json.dumps({label: asdict(launch) for label, launch in found.items()}) + "\n")
 

@@ -136,7 +136,7 @@ class _Service:
             subjects.append(custom.subject(name))
         self.beacon.set("")
         threads = machine.usable_cores()
-        machine.set_threads(threads)
+        machine.settle(threads)
         environments = {}
         for name in names:
             device = machine.check_device(name)

@@ -124,6 +124,7 @@ def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) 
             "python": environment.get("python"),
             "source": environment.get("source"),
             "threads": environment.get("threads", {}).get("variables"),
+            "allocator": environment.get("allocator"),
             "machine": machine_class(environment),
         }
         tasks.append(Task(point, own, key_of(identity), machine=machine_class(environment)))

@@ -58,7 +58,7 @@ def train_networks(
     case = replace(case, device=str(device))
     machine.check_threads(case.threads)
     _refuse(case, settings, images)
-    machine.set_threads(case.threads)
+    machine.settle(case.threads)
     load = machine.load()  # before our own work counts
     with ExitStack() as stack:
         stack.enter_context(algorithms_by_trying(device, settings.autotune))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from invbench.harness import THREAD_VARIABLES
+from invbench.harness import ALLOCATOR_VARIABLES, THREAD_VARIABLES
 from invbench.harness.cluster import node as work
 from invbench.harness.cluster.engine import Call, Engine, Gone, Node, connected
 from invbench.harness.cluster.members import CPU, CUDA, MOST_LOSSES, TICK, Group, Members
@@ -48,7 +48,8 @@ def _kinds(engine: Engine, hello: Hello, gpu_type: str | None) -> tuple[str, ...
 
 def _variables() -> dict[str, str]:
     """The driver's environment as far as it decides how a point is measured: a key is the same here and there."""
-    return {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    names = (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @dataclass

@@ -26,6 +26,7 @@ ALIKE: dict[str, Callable[[Any], Any]] = {
     "versions": lambda found: found.get("versions"),
     "source of invbench": lambda found: found.get("source"),
     "environment": lambda found: found.get("threads", {}).get("variables"),
+    "allocator": lambda found: found.get("allocator"),
 }
 
 

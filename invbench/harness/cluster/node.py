@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-from invbench.harness import THREAD_VARIABLES
+from invbench.harness import ALLOCATOR_VARIABLES, THREAD_VARIABLES
 from invbench.harness.messages import Hello, Refusal, Welcome
 from invbench.harness.sweep import START_SECONDS, Sweep, Task, greet, plans_of
 from invbench.harness.worker import Worker
@@ -172,7 +172,7 @@ def _plain_process(variables: Mapping[str, str]) -> Iterator[None]:
     Ray's worker program is the main module here, which multiprocessing would run again in the new process; Ray's own
     copies of packages come first on the path; and Ray sets the number of threads.
     """
-    for name in THREAD_VARIABLES:
+    for name in (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES):
         os.environ.pop(name, None)
     os.environ.update(variables)
     main, path = sys.modules["__main__"], list(sys.path)

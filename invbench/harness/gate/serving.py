@@ -92,7 +92,7 @@ class _Service:
         device = machine.check_device(machine.full_name(request["device"]))
         check_clock(self.settings.clock, device.type)
         threads = machine.usable_cores()
-        machine.set_threads(threads)
+        machine.settle(threads)
         if self.settings.cache == "cold":
             self._flush = Flush(device)
         subjects = [_asked_for(name) for name in request["subjects"]]

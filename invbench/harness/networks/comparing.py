@@ -46,7 +46,7 @@ def compare_networks(
     _refuse(settings, device, case.dtype)
     run = Run(settings, device, tell, Unwatched())
     networks = Networks(case, settings.seed)
-    machine.set_threads(case.threads)
+    machine.settle(case.threads)
     load = machine.load()  # before our own work counts
     # First, and in as many processes as there are cores: what they compile, this process finds in torch's cache.
     peaks_of = _cpu_memory(run, networks, settings) if device.type == "cpu" else {}
