@@ -12,7 +12,7 @@ from test_results import CASE, document, row
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Memory
 from invbench.spec import Case
-from invbench.verdict import roofline_fraction, with_ratios
+from invbench.verdict import with_ratios
 
 PEAKS = {"matmul_flop_per_s": 1.5e11, "copy_bytes_per_s": 3e10}
 MACHINE = {
@@ -62,7 +62,7 @@ def sweep(axes: Mapping[str, Sequence[Any]], **fields: Any) -> ResultSet:
     found: list[Result] = []
     for values in itertools.product(*axes.values()):
         rows = rows_at(at(**dict(zip(axes, values, strict=True))))
-        shared = [replace(r, roofline_fraction=roofline_fraction(r, PEAKS)) for r in rows]
+        shared = [replace(r, roofline_fraction=r.share_of_roofline(PEAKS)) for r in rows]
         found += with_ratios(shared, "conv2d")
     return document(*found, **{"peaks": PEAKS, "environment": MACHINE, "command": "invbench sweep", **fields})
 

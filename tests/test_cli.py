@@ -27,7 +27,7 @@ from torch import Tensor
 
 from invbench import __version__, cli
 from invbench.cli import options
-from invbench.harness import blocks, machine, memory, point, server, timing
+from invbench.harness import arms, blocks, machine, memory, point, server, timing
 from invbench.ops import BACKENDS, naive, unfold
 from invbench.report import FORMATS, SUFFIXES
 from invbench.results import ResultSet
@@ -71,6 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
     monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
+    monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)  # the fewest trials of layouts
     monkeypatch.setattr(
         machine, "measure_peaks", lambda dtype, device: {"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}
     )

@@ -434,6 +434,15 @@ def test_a_node_measures_in_one_process_and_says_where_and_when(workers: Machine
     assert os.environ["KMP_BLOCKTIME"] == "7"
 
 
+def test_each_launch_of_a_point_is_another_process(workers: Machine) -> None:
+    for launch in (0, 0, 1, 2, 2):
+        list(node.greeting(JOB))
+        _, entry = node.measure(JOB, replace(one_task(), launch=launch, point_key="point"), ("a/0", "0"))
+        assert (entry.launch, entry.point) == (launch, "point")
+    assert [len(worker.jobs) for worker in workers.workers] == [2, 1, 2]
+    assert [bool(worker.stopped) for worker in workers.workers] == [True, True, False]
+
+
 def test_another_environment_is_another_process(workers: Machine) -> None:
     list(node.greeting(JOB))
     list(node.greeting(replace(JOB, variables={"KMP_BLOCKTIME": "1"})))

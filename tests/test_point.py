@@ -154,6 +154,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
     monkeypatch.setattr(timing, "clock_for", lambda *_: fake)
     monkeypatch.setattr(timing, "measure", functools.partial(blocks.measure, now=fake.now))
+    monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)  # the fewest trials of layouts
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype, device: dict(PEAKS))
     monkeypatch.setattr(server, "start", lambda backends: None)
     monkeypatch.setattr(
@@ -183,6 +184,27 @@ def test_fake_point(clock: FakeClock) -> None:
         assert r.memory == Memory(7, "fake")
         assert r.ratio.latency.median == 1.0
         assert r.ratio.memory == 1.0
+
+
+def test_a_launch_has_its_share_of_the_budget(clock: FakeClock) -> None:
+    """And says nothing of its own interval, which is not the row's."""
+    spent = []
+    for launches in (1, 4):
+        settings = replace(SETTINGS, launches=launches, budget=Budget(4.0, precision=-1))
+        found = measure_point(TINY, settings)
+        spent.append(sum(sum(map(sum, r.latency.blocks)) for r in found.results))
+        few = [warning for r in found.results for warning in r.warnings if "round(s)" in warning or "noisy" in warning]
+        assert (launches == 1) or not few
+    assert 3.0 < spent[0] / spent[1] < 5.0
+
+
+def test_peak_memory_is_measured_by_the_first_launch(clock: FakeClock) -> None:
+    settings = replace(SETTINGS, launches=2)
+    first, second = (measure_point(TINY, settings, launch=launch) for launch in (0, 1))
+    assert {r.memory for r in first.results} == {Memory(7, "fake")}
+    assert {r.memory for r in second.results} == {None}
+    assert "memory" not in second.seconds
+    assert not any("peak memory" in warning for r in second.results for warning in r.warnings)
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -23,6 +23,7 @@ description = "everything"
 budget = 6
 precision = 1.5
 timeout = 60.0
+launches = 7
 clock = "eager"
 cache = "cold"
 backend = ["numba", "unfold", "numba"]
@@ -66,6 +67,7 @@ def test_a_whole_profile() -> None:
     read = profile.parse(WHOLE, "whole", "whole.toml")
     assert (read.name, read.description) == ("whole", "everything")
     assert (read.budget, read.precision, read.timeout, read.clock, read.cache) == (6.0, 1.5, 60.0, "eager", "cold")
+    assert read.launches == 7  # not those of the check
     assert (read.backends, read.subjects) == (("numba", "unfold"), ("package.module:factory",))
     assert read.grid.axes["C"] == (64, 128, 256)
     assert read.grid.axes["dtype"] == ("float32", "float16")

@@ -24,7 +24,7 @@ from invbench.report.text import count, faster_or_slower, seconds, seconds_with_
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Interval, Memory
 from invbench.spec import BASELINES, InvbenchError, LayerSpec, Mode, Scope
-from invbench.verdict import roofline_fraction, with_ratios
+from invbench.verdict import with_ratios
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(*rows: Result, baseline: str | None = "conv2d", **fields: Any) -> ResultSet:
     """A document as ``op`` makes it: with roofline shares and ratios."""
     peaks = {"matmul_flop_per_s": 4e12, "copy_bytes_per_s": 1e11}
-    shared = [replace(r, roofline_fraction=roofline_fraction(r, peaks)) for r in rows]
+    shared = [replace(r, roofline_fraction=r.share_of_roofline(peaks)) for r in rows]
     return document(*with_ratios(shared, baseline), baseline=baseline, peaks=peaks, **fields)
 
 

@@ -63,6 +63,55 @@ def test_every_point_is_measured_once_and_kept_before_it_is_told() -> None:
         assert set(kept.entries[task.key].seconds) == {"wall", "timed"}
 
 
+THRICE = replace(SETTINGS, launches=3)
+
+
+def test_all_points_come_before_any_comes_again_and_each_time_in_a_fresh_worker() -> None:
+    kept, machine, wanted = Kept(), Machine(), tasks(2, given=THRICE)
+    list(machine.sweep(kept).run(wanted, machine.spawn()))
+    assert kept.added == [task.key for task in wanted]
+    assert [(task.point.case.N, task.launch) for task in wanted] == [(1, 0), (2, 0), (1, 1), (2, 1), (1, 2), (2, 2)]
+    jobs = [[(job.case.N, job.launch) for job in worker.jobs] for worker in machine.workers]
+    assert jobs == [[(1, n), (2, n)] for n in range(3)]
+    assert all(len(worker.stopped) == 1 for worker in machine.workers)
+    found = [kept.entries[task.key] for task in wanted]
+    assert [entry.launch for entry in found] == [0, 0, 1, 1, 2, 2]
+    assert len({entry.point for entry in found}) == 2
+    assert len({entry.key for entry in found} | {entry.point for entry in found}) == 8
+
+
+def test_launches_measure_the_machines_peaks_once() -> None:
+    machine = Machine()
+    list(machine.sweep(Kept()).run(tasks(2, given=THRICE)))
+    peaks = [job.peaks for worker in machine.workers for job in worker.jobs]
+    assert peaks == [None, *[{"matmul_flop_per_s": 1e11, "copy_bytes_per_s": 1e10}] * 5]
+
+
+def test_what_took_a_worker_down_is_not_run_again_by_the_points_other_launches() -> None:
+    kept, machine, wanted = Kept(), Machine(crashes("unfold")), tasks(3, given=THRICE)
+    list(machine.sweep(kept).run(wanted))
+    assert len(machine.workers) == 4
+    bad = [only_bad(kept.entries[task.key]) for task in wanted]
+    assert bad == [{}, {"unfold": "error"}, {}] * 3
+
+
+def test_shuffled_tasks_keep_their_launches_apart() -> None:
+    wanted = tasks(5, given=THRICE)
+    drawn = shuffled(wanted, 1)
+    assert [task.launch for task in drawn] == [0] * 5 + [1] * 5 + [2] * 5
+    assert {task.key for task in drawn} == {task.key for task in wanted}
+    orders = [[task.point.case.N for task in drawn if task.launch == n] for n in range(3)]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_one_launch_is_no_launch() -> None:
+    kept = Kept()
+    list(Machine().sweep(kept).run(tasks(1)))
+    (entry,) = kept.entries.values()
+    assert (entry.launch, entry.point) == (0, None)
+    assert not {"launch", "point"} & entry.to_line().keys()
+
+
 def test_what_the_journal_has_is_not_measured_again() -> None:
     kept, machine, wanted = Kept(), Machine(), tasks(4)
     for task in wanted[::2]:

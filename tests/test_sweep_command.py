@@ -92,6 +92,52 @@ def test_resume_measures_what_is_missing_once(machine: Machine, capsys: Any) -> 
     assert "exists: add --resume" in capsys.readouterr().err
 
 
+def test_launches_are_resumed_one_by_one_and_told_as_points(machine: Machine, capsys: Any) -> None:
+    def stop(worker: FakeWorker, job: PointJob) -> None:
+        if (job.launch, job.case.N) == (1, 2):
+            raise KeyboardInterrupt
+        worker.answer(measured(job))
+
+    usual, machine.measure = machine.measure, stop
+    assert run(*TINY, "--launches=6", "--format=json") == 130
+    captured = capsys.readouterr()
+    assert "4 of 18 launches are in sweep.jsonl; go on with" in captured.err
+    document = json.loads(captured.out)
+    assert [row["latency"]["processes"] for row in document["results"][::5]] == [[6, 6], [6], [6]]
+    assert "only 2 of 6 launches are measured: --resume measures the others" in document["results"][0]["warnings"]
+    machine.measure = usual
+    assert run(*TINY, "--launches=6", "--format=json", "--resume") == 0
+    captured = capsys.readouterr()
+    assert "4 of 18 launches are in sweep.jsonl already" in captured.err
+    assert "invbench: [14/14] launch 6 of 6, N=3 C=16" in captured.err
+    assert "invbench: 14 launches in 0:0" in captured.err
+    document = json.loads(captured.out)
+    assert [row["case"]["N"] for row in document["results"][::5]] == [1, 2, 3]
+    assert all(row["latency"]["processes"] == [6] * 6 for row in document["results"])
+    assert document["settings"]["launches"] == 6
+    assert ResultSet.from_json(captured.out).results == read_document(Path("sweep.jsonl")).results
+
+
+def test_a_dry_run_tells_points_and_how_long_their_launches_take(machine: Machine, capsys: Any) -> None:
+    seconds = []
+    for launches in (1, 6):
+        assert run(*TINY, f"--launches={launches}", "--dry-run", "--format=json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [point["case"]["N"] for point in found["points"]] == [1, 2, 3]
+        seconds.append(found["seconds"]["low"])
+    assert seconds[0] < seconds[1] < 6 * seconds[0]
+    assert run(*TINY, "--launches=6", "--dry-run") == 0
+    assert "3 points in 6 launches, about" in capsys.readouterr().out
+
+
+def test_the_profile_says_how_many_launches_unless_the_command_does(machine: Machine) -> None:
+    Path("mine.toml").write_text("launches = 2\n[axes]\nC = 16\nH = 6\nK = 3\n")
+    assert run("sweep", "mine.toml", "--quiet") == 0
+    assert [len(worker.jobs) for worker in machine.workers] == [1, 1]
+    assert run("sweep", "mine.toml", "--quiet", "--launches=1", "--journal=one.jsonl") == 0
+    assert [len(worker.jobs) for worker in machine.workers] == [1, 1, 1]
+
+
 def test_a_torn_line_is_told(machine: Machine, capsys: Any) -> None:
     assert run(*TINY, "--quiet") == 0
     data = Path("sweep.jsonl").read_bytes()
@@ -257,6 +303,8 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "dry run to a file": (["--dry-run", "--output", "a.json"], ["--dry-run", "--output"]),
     "dry run as a page": (["--dry-run", "--format", "html"], ["--dry-run", "--format"]),
     "two profiles": (["quick", "ci"], ["ci"]),
+    "no launch": (["--launches=0"], ["--launches must be at least 1: got 0", "6 give an interval"]),
+    "half a launch": (["--launches=1.5"], ["--launches"]),
 }  # fmt: skip
 
 

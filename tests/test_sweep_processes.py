@@ -155,6 +155,26 @@ def test_killed_twice_and_resumed_it_has_all_rows(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, [random.uniform(2, 6), random.uniform(2, 6)])
 
 
+def test_launches_that_were_killed_in_the_middle_make_whole_points(tmp_path: Path) -> None:
+    two = ["--N=1,2", "--launches=2", *TINY]
+    with sweep(tmp_path, *two) as running:
+        running.wait_for(lambda: "[3/4]" in running.told())
+        running.process.kill()
+        running.process.wait(10)
+        running.assert_nobody_is_left()
+    assert len(keys(tmp_path)) == 3
+    code, out, err = finish(tmp_path, *two, "--resume", "--format=json")
+    assert code == 0, err
+    assert "3 of 4 launches are in sweep.jsonl already" in err
+    found = json.loads(out)["results"]
+    assert [row["case"]["N"] for row in found] == [1] * 5 + [2] * 5
+    for row in found:
+        assert (len(row["latency"]["processes"]), row["ratio"]["latency"]["pairs"]) == (2, 2)
+        assert sum(row["latency"]["processes"]) == len(row["latency"]["blocks"])
+        assert row["memory"] is not None
+        assert any(warning.startswith("only 2 launch(es)") for warning in row["warnings"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_a_random_moment_and_resumed_it_has_the_same_rows(

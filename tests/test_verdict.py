@@ -9,7 +9,7 @@ from test_results import row, samples
 
 from invbench.results import Result, Status
 from invbench.results.quantities import Interval, Memory
-from invbench.verdict import exit_code, fastest_involution, paired_ratio, quotient, roofline_fraction, with_ratios
+from invbench.verdict import exit_code, fastest_involution, paired_ratio, quotient, with_ratios
 
 PEAKS = {"matmul_flop_per_s": 1e12, "copy_bytes_per_s": 1e10}
 NOT_OK = {"latency": None, "memory": None, "error": None}
@@ -94,7 +94,7 @@ def test_without_a_baseline_there_are_no_ratios(baseline: str | None) -> None:
 )
 def test_roofline(flop: float, bytes_min: float, seconds: float, expected: float) -> None:
     result = row(flop=int(flop), bytes_min=int(bytes_min), latency=samples(seconds))
-    assert roofline_fraction(result, PEAKS) == pytest.approx(expected)
+    assert result.share_of_roofline(PEAKS) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_roofline(flop: float, bytes_min: float, seconds: float, expected: float
     ids=["no latency", "no flop", "no bytes", "latency of zero"],
 )
 def test_no_roofline_without_its_numbers(result: Result) -> None:
-    assert roofline_fraction(result, PEAKS) is None
+    assert result.share_of_roofline(PEAKS) is None
 
 
 def test_fastest_involution_is_the_lowest_median_among_ok_rows() -> None:

@@ -9,9 +9,20 @@ from contextlib import closing
 from invbench.harness.sweep import Event, NobodyLeftError, Task
 from invbench.report.plan import point_line
 from invbench.report.progress import Teller
+from invbench.results import Result
 from invbench.results.journal import Journal
 
 SHOWN = 4  # nodes in a line of progress
+
+
+def unit_of(tasks: Sequence[Task]) -> str:
+    """What is counted: points or, where several processes measure each, launches of points."""
+    return "points" if all(task.point_key is None for task in tasks) else "launches"
+
+
+def _line(task: Task, rows: Sequence[Result] = ()) -> str:
+    which = f"launch {task.launch + 1} of {task.settings.launches}, " if task.point_key else ""
+    return f"{which}{point_line(task.point, rows)}"
 
 
 def follow(
@@ -21,9 +32,10 @@ def follow(
 
     The events have ended when this returns, wherever Ctrl-C came: nothing that they started is left.
     """
+    unit = unit_of(tasks)
     lacking = sum(task.key not in journal.entries for task in tasks)
     if lacking < len(tasks):
-        tell.keep(f"{len(tasks) - lacking} of {len(tasks)} points are in {journal.path} already")
+        tell.keep(f"{len(tasks) - lacking} of {len(tasks)} {unit} are in {journal.path} already")
     started, done, timed = time.monotonic(), 0, 0.0
     try:
         with closing(events):
@@ -33,32 +45,32 @@ def follow(
                 if event.entry is None:
                     left = f", about {_minutes(spent / done * (lacking - done))} left" if done else ""
                     if event.running is not None:
-                        tell(f"{done} of {lacking} points{_running(event)}{left}")
+                        tell(f"{done} of {lacking} {unit}{_running(event)}{left}")
                     elif event.stays:
-                        point = f"{point_line(event.task.point)}: " if event.task else ""
+                        point = f"{_line(event.task)}: " if event.task else ""
                         tell.keep(f"{where}{point}{event.line}")
                     elif event.task:
-                        tell(f"{done} of {lacking} points; {where}{point_line(event.task.point)}: {event.line}{left}")
+                        tell(f"{done} of {lacking} {unit}; {where}{_line(event.task)}: {event.line}{left}")
                     continue
                 assert event.task is not None
                 done += 1
                 timed += event.entry.seconds.get("timed", 0.0)
-                tell.keep(f"[{done}/{lacking}] {where}{point_line(event.task.point, event.entry.results)}")
+                tell.keep(f"[{done}/{lacking}] {where}{_line(event.task, event.entry.results)}")
     except KeyboardInterrupt as stop:
         return stop
     except NobodyLeftError as error:
         return error
     if done:
         spent = time.monotonic() - started
-        points = f"{done} point{'s' * (done != 1)}"
-        tell.keep(f"{points} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
+        counted = f"{done} {unit if done != 1 else unit.removesuffix('es' if unit == 'launches' else 's')}"
+        tell.keep(f"{counted} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
     return None
 
 
 def _running(event: Event) -> str:
     """Which nodes measure what, and how many points wait for one."""
     assert event.running is not None
-    measured = [f"{point_line(task.point)} on {node}" for node, task in event.running[:SHOWN]]
+    measured = [f"{_line(task)} on {node}" for node, task in event.running[:SHOWN]]
     more = len(event.running) - SHOWN
     measured += [f"{more} more elsewhere"] if more > 0 else []
     return f"; {', '.join(measured) or 'none runs'}; {event.waiting} waiting"

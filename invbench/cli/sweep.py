@@ -15,7 +15,7 @@ import typer
 
 from invbench import __version__
 from invbench.cli import options
-from invbench.cli.following import follow
+from invbench.cli.following import follow, unit_of
 from invbench.cli.options import option
 from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
@@ -121,6 +121,14 @@ def sweep(
         float | None,
         option("--precision", "Stop where the intervals' half-width is below this. [default: 2]", metavar="PERCENT"),
     ] = None,
+    launches: Annotated[
+        int | None,
+        option(
+            "--launches",
+            "Fresh processes for each point, which share its budget; intervals are then over them. [default: 1]",
+            metavar="COUNT",
+        ),
+    ] = None,
     threads: Annotated[str | None, _axis("--threads", "CPU threads [default: the usable cores]")] = None,
     seed: options.Seed = 0,
     no_autotune: options.NoAutotune = False,
@@ -144,6 +152,8 @@ def sweep(
         raise InvbenchError(f"--G and --group-channels say the same thing: got {G} and {group_channels}; give one")
     options.check_choices({"--clock": (clock, CLOCKS), "--cache": (cache, CACHES), "--format": (format_name, FORMATS)})
     options.check_measuring(budget, precision, seed, timeout)
+    if launches is not None and launches < 1:
+        raise InvbenchError(f"--launches must be at least 1: got {launches}; 6 give an interval of 95 %")
     named = options.backend_names(backend)
     if dry_run and (file is not None or format_name not in (None, "table", "json")):
         raise InvbenchError(
@@ -159,7 +169,7 @@ def sweep(
             seconds=budget or study.budget or BUDGET, precision=(precision or study.precision or 2.0) / 100
         ),
         cache=cache or study.cache or "hot", clock=clock or study.clock or "eager", seed=seed,
-        autotune=not no_autotune,
+        autotune=not no_autotune, launches=launches or study.launches or 1,
     )  # fmt: skip
     devices = tuple(dict.fromkeys(each.strip() for each in device.split(","))) if device else None
     if ray is not None:
@@ -178,12 +188,13 @@ def sweep(
         kept = None if dry_run else stack.enter_context(open_journal(path, resume))
         place = stack.enter_context(_here(hello, tell) if ray is None else _cluster(ray, hello, gpu_type, tell))
         tasks, refused = _tasks_of(grid, place.welcomes, settings)
-        plans = place.plans(tasks) if dry_run or settings.asked_for else []
+        points = [task for task in tasks if task.launch == 0]
+        plans = place.plans(points) if dry_run or settings.asked_for else []
         if settings.asked_for and all(set(settings.asked_for) <= set(plan.refusals) for plan in plans):
             reasons = "; ".join(f"--backend {name}: {plans[0].refusals[name]}" for name in settings.asked_for)
             raise InvbenchError(f"no backend that was asked for can run: {reasons}")
         if kept is None:
-            output.show(render_plan([task.point for task in tasks], plans, refused, settings, format_name or "table"))
+            output.show(render_plan([task.point for task in points], plans, refused, settings, format_name or "table"))
             return 0
         for each in _told(refused):
             tell.keep(each)
@@ -199,7 +210,7 @@ def sweep(
     if entries:
         options.hand_over(results, format_name, file, file_format)
     if stopped is not None:
-        text = f"{len(entries)} of {len(tasks)} points are in {path}; go on with: {_resuming()}"
+        text = f"{len(entries)} of {len(tasks)} {unit_of(tasks)} are in {path}; go on with: {_resuming()}"
         if isinstance(stopped, InvbenchError):
             raise options.Failed(f"{stopped}: {text}")
         raise options.Interrupted(f"interrupted: {text}")

@@ -62,11 +62,17 @@ class PlanJob:
 
 @dataclass(frozen=True, slots=True)
 class PointJob:
-    """Ask for a point to be measured. skipped: labels of subjects that took a worker down before, and why."""
+    """Ask for a point to be measured.
+
+    skipped: labels of subjects that took a worker down before, and why. launch: which of the settings' launches it is,
+    from 0. peaks: of the machine, where they are known.
+    """
 
     case: Case
     settings: Settings
     skipped: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+    launch: int = 0
+    peaks: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

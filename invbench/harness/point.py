@@ -27,7 +27,7 @@ from invbench.ops import BACKENDS
 from invbench.results import Result
 from invbench.results.quantities import Memory
 from invbench.spec import BackendUnavailableError, Case
-from invbench.verdict import roofline_fraction, with_ratios
+from invbench.verdict import with_ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,22 @@ def measure_point(
     watch: Watch | None = None,
     skipped: Skipped | None = None,
     known_peaks: Mapping[str, float] | None = None,
+    launch: int = 0,
 ) -> Point:
     """Measure every subject at one point.
 
     tell: told what is being waited for. watch: told which subject runs. skipped: subjects, by label, that are not to be
     run, with their status and the reason. known_peaks: of the same run and dtype; measured here where not given.
+    launch: which of ``settings.launches`` this is; each has its share of the budget, and the first one measures peak
+    memory, which is that of fresh processes anyway.
 
     Raises InvbenchError, before anything is allocated, for a point that cannot be measured here: a device that is not
     there, more threads than cores, more memory than is free.
     """
     device = machine.check_device(case.device)
     case = replace(case, device=str(device))
+    budget = replace(settings.budget, seconds=settings.budget.seconds / settings.launches)
+    settings = replace(settings, budget=budget)
     run = Run(settings, device, tell, watch or Unwatched())
     _check(case, settings, device)
     if device.type == "cpu":
@@ -80,19 +85,21 @@ def measure_point(
         with run.phase("measure"):
             interrupted = measure_arms(run, arms, settings.baseline)
         environment["floor"] = asdict(run.floor)
-        _expect_memory(arms)
+        if launch == 0:
+            _expect_memory(arms)
         # Whatever Ctrl-C cuts off from here on, the latencies are kept.
         try:
             if not interrupted:
                 if known_peaks is None:
                     # Again, since a machine that was busy before may be quiet after: a peak is the most that was seen.
                     peaks = {name: max(peaks[name], peak) for name, peak in run.peaks(case.dtype).items()}
-                tell("measuring peak memory, each subject in a process of its own")
-                with run.phase("memory"):
-                    _measure_memory(run, case, arms)
+                if launch == 0:
+                    tell("measuring peak memory, each subject in a process of its own")
+                    with run.phase("memory"):
+                        _measure_memory(run, case, arms)
         except KeyboardInterrupt:
             interrupted = True
-    results = tuple(_judge(arm.result, peaks, environment) for arm in arms)
+    results = tuple(_judge(arm.result, peaks, environment, settings.launches) for arm in arms)
     return Point(with_ratios(results, settings.baseline), dict(peaks), environment, interrupted, run.seconds)
 
 
@@ -135,10 +142,10 @@ def _measure_memory(run: Run, case: Case, arms: list[OperatorArm]) -> None:
             arm.result = replace(arm.result, memory=peaks[arm.subject])
 
 
-def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, Any]) -> Result:
+def _judge(result: Result, peaks: Mapping[str, float], environment: dict[str, Any], launches: int) -> Result:
     """The row with its roofline share and its warnings, each of which says what to do."""
-    share = roofline_fraction(result, peaks)
-    result = with_warnings(result, environment)
+    share = result.share_of_roofline(peaks)
+    result = with_warnings(result, environment, launches)
     warnings = list(result.warnings)
     if share is not None and share > 1:
         why = "its data stays in cache (see --cache cold), or the matrix product was not the machine's fastest"

@@ -7,8 +7,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -98,11 +97,10 @@ def _join_and_exit(parent: Any) -> None:
 
 @dataclass
 class _Service:
-    """What a worker can do; it knows the peaks that it has measured, by device, dtype and threads."""
+    """What a worker can do."""
 
     connection: Connection
     beacon: Beacon
-    peaks: dict[tuple[str, str, int], Mapping[str, float]] = field(default_factory=dict)
 
     def tell(self, message: object) -> None:
         """Send a line of progress or an answer; a parent that is gone needs none."""
@@ -166,15 +164,12 @@ class _Service:
     def _measure(self, job: PointJob) -> Measured:
         from invbench.harness.point import measure_point
 
-        place = job.case.device, job.case.dtype, job.case.threads
-        known = self.peaks.get(place)
         watch = _Watch(self.beacon, job.case.device)
         # A backend that was asked for and refuses this point is a row of it; no reason to measure nothing.
         settings = replace(job.settings, asked_for=())
         try:
-            point = measure_point(job.case, settings, self.tell, watch, job.skipped, known)
+            point = measure_point(job.case, settings, self.tell, watch, job.skipped, job.peaks, job.launch)
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
-            return Measured(failed_rows(job.case, job.settings, status, str(error)), known, {})
-        self.peaks[place] = point.peaks
+            return Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
         return Measured(point.results, point.peaks, point.seconds)

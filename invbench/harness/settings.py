@@ -51,7 +51,8 @@ class Settings:
 
     asked_for: the backends that the user named, which are an error where none of them can run. baseline: a
     convolution's name, or None for no ratios. autotune: whether cuDNN and the Triton kernels may choose by trying.
-    custom: a user's operators. compare: what else gets rows, a key of ``COMPARISONS``.
+    custom: a user's operators. compare: what else gets rows, a key of ``COMPARISONS``. launches: how many processes
+    measure a point of a sweep, one after the other, which share its budget.
     """
 
     backends: tuple[str, ...] = DEFAULT_BACKENDS
@@ -64,6 +65,7 @@ class Settings:
     autotune: bool = True
     custom: tuple[Subject, ...] = ()
     compare: str | None = None
+    launches: int = 1
 
     def subjects(self) -> list[Subject]:
         """The rows of a point, in order: involution by each backend, the user's operators, what else is compared, the

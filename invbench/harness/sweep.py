@@ -6,6 +6,7 @@ worker is replaced, and the point is measured again without that subject. Nothin
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from invbench.harness.messages import Hello, Lost, Measured, Plan, PlanJob, PointJob, Refusal, Welcome
 from invbench.harness.settings import Settings, check_clock, failed_rows, require_cores
 from invbench.harness.worker import STOP_SECONDS, Worker
-from invbench.results import Status, machine_class
+from invbench.results import Result, Status, machine_class
 from invbench.results.journal import Entry, key_of
 from invbench.spec import InvbenchError
 from invbench.study.grid import GridPoint
@@ -41,10 +42,18 @@ class Task:
     skipped: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
     machine: str = ""
     """The class of machines (``results.machine_class``) that it is measured on."""
+    launch: int = 0
+    """Which of the settings' launches of the point it is."""
+    point_key: str | None = None
+    """What all launches of the point have in common, where there are several."""
 
     def without(self, label: str, status: Status, reason: str) -> Task:
         """The same point, once a subject has shown that it takes the worker down."""
         return replace(self, skipped={**self.skipped, label: (status, reason)})
+
+    def entry(self, rows: tuple[Result, ...], seconds: Mapping[str, float]) -> Entry:
+        """What the journal keeps of it."""
+        return Entry(self.key, rows, seconds, launch=self.launch, point=self.point_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +75,23 @@ class Event:
 
 @dataclass
 class _Lane:
-    """A device: its worker, and what that is working on."""
+    """A device: its worker, what that is working on, and of which launch all that it has measured was."""
 
     device: str
     worker: Worker | None = None
+    launch: int | None = None
     task: Task | None = None
     started: float = 0.0
 
-    def start(self, task: Task, spawn: Callable[[], Worker]) -> None:
-        """Give the worker a task."""
+    def start(self, task: Task, spawn: Callable[[], Worker], peaks: Mapping[str, float] | None) -> None:
+        """Give the worker a task; each launch of a point has a worker that has not measured it before."""
+        self.started = time.monotonic()
+        if self.launch not in (None, task.launch):
+            self.retire()
         self.worker = self.worker or spawn()
-        self.task, self.started = task, time.monotonic()
+        self.task, self.launch = task, task.launch
         case = replace(task.point.case, device=self.device)
-        self.worker.send(PointJob(case, task.settings, task.skipped))
+        self.worker.send(PointJob(case, task.settings, task.skipped, task.launch, peaks))
 
     def stuck_for(self, timeout: float) -> float | None:
         """The seconds that are too long for what runs, or None; what happens between subjects has limits of its own."""
@@ -91,7 +104,7 @@ class _Lane:
         """End the worker: at once if it is busy, otherwise in its own time."""
         if self.worker is not None:
             self.worker.stop(patience=0.0 if self.task else STOP_SECONDS)
-        self.worker = self.task = None
+        self.worker = self.task = self.launch = None
 
 
 def greet(hello: Hello, tell: Callable[[str], None], spawn: Callable[[], Worker] = Worker) -> tuple[Worker, Welcome]:
@@ -112,9 +125,13 @@ def greet(hello: Hello, tell: Callable[[str], None], spawn: Callable[[], Worker]
 
 
 def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) -> list[Task]:
-    """The points as tasks: a key each, by the point, the settings, the versions and the machine."""
+    """The points as tasks: a key each, by the point, the settings, the versions and the machine.
+
+    Of several launches, all points come before any comes again, so that a point's are as far apart as can be: machines
+    have moods that last for minutes.
+    """
     tasks = []
-    for point in points:
+    for launch, point in itertools.product(range(settings.launches), points):
         own = replace(settings, baseline=point.baseline, custom=welcome.custom)
         environment = environment_for(point.case.device, welcome)
         identity = {
@@ -127,7 +144,11 @@ def tasks_of(points: Iterable[GridPoint], settings: Settings, welcome: Welcome) 
             "allocator": environment.get("allocator"),
             "machine": machine_class(environment),
         }
-        tasks.append(Task(point, own, key_of(identity), machine=machine_class(environment)))
+        key, machine = key_of(identity), machine_class(environment)
+        if settings.launches == 1:
+            tasks.append(Task(point, own, key, machine=machine))
+        else:
+            tasks.append(Task(point, own, key_of({"point": key, "launch": launch}), {}, machine, launch, key))
     return tasks
 
 
@@ -188,10 +209,14 @@ def plans_of(tasks: Sequence[Task], worker: Worker) -> list[Plan]:
 
 
 def shuffled(tasks: Sequence[Task], seed: int) -> list[Task]:
-    """The tasks in an order drawn from the seed."""
-    drawn = list(tasks)
-    random.Random(seed).shuffle(drawn)
-    return drawn
+    """The tasks in an order drawn from the seed, one launch of them all after the other."""
+    order = random.Random(seed)
+    launches: dict[int, list[Task]] = {}
+    for task in tasks:
+        launches.setdefault(task.launch, []).append(task)
+    for own in launches.values():
+        order.shuffle(own)
+    return [task for _, own in sorted(launches.items()) for task in own]
 
 
 class Record(Protocol):
@@ -215,6 +240,10 @@ class Sweep:
     timeout: float
     spawn: Callable[[], Worker] = Worker
     _lanes: list[_Lane] = field(default_factory=list, init=False)
+    _peaks: dict[tuple[str, str, int], Mapping[str, float]] = field(default_factory=dict, init=False)
+    """What has been measured of the machine, by device, dtype and threads."""
+    _skipped: dict[str, Mapping[str, tuple[Status, str]]] = field(default_factory=dict, init=False)
+    """What took a worker down in a launch of a point, which its other launches need not show again."""
 
     def run(self, tasks: Sequence[Task], first: Worker | None = None) -> Generator[Event, None, None]:
         """Measure what the journal lacks. Devices of one type share the points of that type; types take turns.
@@ -254,7 +283,10 @@ class Sweep:
         while waiting or any(lane.task for lane in lanes):
             for lane in lanes:
                 if lane.task is None and waiting:
-                    lane.start(waiting.popleft(), self.spawn)
+                    task = waiting.popleft()
+                    if task.point_key in self._skipped:
+                        task = replace(task, skipped={**self._skipped[task.point_key], **task.skipped})
+                    lane.start(task, self.spawn, self._peaks.get(_place(lane, task)))
             busy = {lane.worker.connection: lane for lane in lanes if lane.worker is not None and lane.task is not None}
             for ready in connection.wait(list(busy), TICK):
                 yield from self._hear(busy[ready], waiting)  # type: ignore[index]  # it is one of those given
@@ -290,7 +322,10 @@ class Sweep:
         status, reason = how or lane.worker.epitaph()
         label = lane.worker.beacon.label if label is None else label
         if label and label not in task.skipped:
-            waiting.appendleft(task.without(label, status, reason))
+            task = task.without(label, status, reason)
+            waiting.appendleft(task)
+            if task.point_key:
+                self._skipped[task.point_key] = task.skipped
             yield Event(lane.device, task, line=f"{label}: {reason}; measuring the point without it")
         else:
             rows = failed_rows(replace(task.point.case, device=lane.device), task.settings, status, reason)
@@ -301,6 +336,8 @@ class Sweep:
         """Write the point to the journal; its rows carry what differs from point to point."""
         assert lane.task is not None
         task, lane.task = lane.task, None
+        if measured.peaks:
+            self._peaks[_place(lane, task)] = measured.peaks
         machine = machine_class(self.welcome.environments[lane.device])
         # Devices that share the points are alike, so that a point is the same on each; the row says which it was.
         rows = tuple(
@@ -310,6 +347,11 @@ class Sweep:
             )
             for row in measured.results
         )  # fmt: skip
-        entry = Entry(task.key, rows, {"wall": time.monotonic() - lane.started, **measured.seconds})
+        entry = task.entry(rows, {"wall": time.monotonic() - lane.started, **measured.seconds})
         self.journal.add(entry)
         return Event(lane.device, task, entry=entry)
+
+
+def _place(lane: _Lane, task: Task) -> tuple[str, str, int]:
+    """What a machine's peaks depend on."""
+    return lane.device, task.point.case.dtype, task.point.case.threads

@@ -21,9 +21,8 @@ from invbench.harness.settings import Watch, describe_failure
 from invbench.harness.steps import Step
 from invbench.ops.autotuning import autotuning
 from invbench.results import Result, Status
-from invbench.results.quantities import Samples
+from invbench.results.quantities import NOISY, Samples
 
-NOISY = 0.05  # half-width of the interval, as a share of the median
 SLOWED_DOWN = (
     "the GPU was slowed down by its temperature or a fault; cool it, wait, or cap its power (nvidia-smi -pl), and see "
     "nvidia-smi -q -d PERFORMANCE"
@@ -173,15 +172,16 @@ def measure_arms(run: Run, arms: Sequence[Arm[Any, Any]], baseline: str | Mappin
     return measurement.interrupted
 
 
-def with_warnings(result: Result, environment: Mapping[str, Any]) -> Result:
-    """The row with what makes its latency doubtful, each with what to do."""
+def with_warnings(result: Result, environment: Mapping[str, Any], launches: int = 1) -> Result:
+    """The row with what makes its latency doubtful, each with what to do; of several launches, the interval of one is
+    not told."""
     warnings = list(result.warnings)
     if result.latency is not None:
         interval = result.latency.interval
-        if interval.half_width > NOISY:
+        if launches == 1 and interval.half_width > NOISY:
             limit = f"the interval is wider than +-{NOISY:.0%} of the median"
             warnings.append(f"noisy: {limit}; stop other programs or raise --budget")
-        if interval.count < MIN_ROUNDS:
+        if launches == 1 and interval.count < MIN_ROUNDS:
             warnings.append(f"only {interval.count} round(s): the interval is their range; raise --budget")
         warnings += [*_too_short(result, result.latency), *_slowed_down(result.latency)]
         warnings += machine.advice(dict(environment))

@@ -137,13 +137,20 @@ def method(results: ResultSet, blocks: str = "rounds of interleaved blocks") -> 
     timed = [result.latency for result in results.results if result.latency]
     if not timed:
         return "nothing was timed"
-    least, most = (pick(len(latency.blocks) for latency in timed) for pick in (min, max))
-    rounds = f"{least}" if least == most else f"{least} to {most}"
+    rounds = _counted([count for latency in timed for count in latency.processes or (len(latency.blocks),)])
+    launches = [len(latency.processes) for latency in timed if latency.processes]
+    if launches:
+        rounds = f"{_counted(launches)} launches of {rounds}"
     stops, clocks, caches = (
         ", ".join(sorted({getattr(latency, name) for latency in timed})) for name in ("stop", "clock", "cache")
     )
     text = f"{rounds} {blocks}, {clocks} clock, {caches} cache; stopped on {stops}"
     return f"{text}; seed {results.settings['seed']}" if "seed" in results.settings else text
+
+
+def _counted(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def conclusion(results: ResultSet) -> str:

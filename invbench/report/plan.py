@@ -48,6 +48,8 @@ class Method(Protocol):
     def backends(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def budget(self) -> Any: ...  # noqa: D102
+    @property
+    def launches(self) -> int: ...  # noqa: D102
 
 
 def render_plan(
@@ -78,7 +80,8 @@ def render_plan(
     lines += [f"* {reason}" for reason in dict.fromkeys(plan.reason for plan in plans) if reason]
     lines += [f"* left out: {reason}" for reason in dict.fromkeys(each.reason for each in refused)]
     compiling = " (the longer where torch.compile has cached nothing yet)" if high > low else ""
-    lines.append(f"{len(points)} point{'s' * (len(points) != 1)}, about {_span(low, high)}{compiling}")
+    launches = f" in {method.launches} launches" if method.launches > 1 else ""
+    lines.append(f"{len(points)} point{'s' * (len(points) != 1)}{launches}, about {_span(low, high)}{compiling}")
     return "\n".join(lines)
 
 
@@ -129,7 +132,7 @@ def _table(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -
 
 def _seconds(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -> tuple[float, float]:
     """About how long it takes, with everything compiled before and with nothing."""
-    low = len(points) * (method.budget.seconds + BESIDES)
+    low = len(points) * (method.budget.seconds + BESIDES * method.launches)
     compiled = sum("compiled" in method.backends and "compiled" not in plan.refusals for plan in plans)
     return low, low + COMPILING * compiled
 

@@ -1,8 +1,9 @@
 """A sweep's journal: append-only JSON Lines, each on disk before the next is measured (MEASURING.md, rule 14).
 
-A run writes a *header* (what was run, how, and on which machines) and then one *entry* for each point. An entry is
-found again by its key: a hash of the point, the settings, the versions and the machine. Whatever ends a sweep, all
-entries before it are whole; of the last line, a part may be there, which the next run removes.
+A run writes a *header* (what was run, how, and on which machines) and then one *entry* for each point, or for each
+launch of a point. An entry is found again by its key: a hash of the point, the settings, the versions and the machine.
+Whatever ends a sweep, all entries before it are whole; of the last line, a part may be there, which the next run
+removes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from invbench.results import Result, ResultSet
+from invbench.results.launches import together
 from invbench.results.lines import add_line, locked, require_file, sync_folder
 from invbench.spec import InvbenchError
 
@@ -38,24 +40,30 @@ class Span:
 @dataclass(frozen=True)
 class Entry:
     """One measured point: its rows, where the seconds went (``wall``, and of it ``timed``, by kind of work), and, where
-    a cluster measured it, when."""
+    a cluster measured it, when; or one of several launches of a point: launch, counted from 0, and the point's key."""
 
     key: str
     results: tuple[Result, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     span: Span | None = None
+    launch: int = 0
+    point: str | None = None
 
     def to_line(self) -> dict[str, Any]:
         """The line of the journal."""
         when = {"span": asdict(self.span)} if self.span else {}
+        which = {"point": self.point, "launch": self.launch} if self.point else {}
         rows = [row.to_dict() for row in self.results]
-        return {"key": self.key, "seconds": dict(self.seconds), **when, "results": rows}
+        return {"key": self.key, **which, "seconds": dict(self.seconds), **when, "results": rows}
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Entry:
         """The inverse of ``to_line``."""
         rows, span = tuple(Result.from_dict(row) for row in line["results"]), line.get("span")
-        return cls(str(line["key"]), rows, dict(line["seconds"]), Span(**span) if span else None)
+        when = Span(**span) if span else None
+        return cls(
+            str(line["key"]), rows, dict(line["seconds"]), when, int(line.get("launch", 0)), line.get("point")
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,11 +206,13 @@ def read_document(path: Path) -> ResultSet:
     except OSError as error:
         raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a sweep's journal") from error
     runs: list[tuple[Header, dict[str, Entry]]] = []
+    homes: dict[str, dict[str, Entry]] = {}  # launches that a resumed run has added belong to those before
     for line in _parsed(data[: data.rfind(b"\n") + 1], path):
         if isinstance(line, Header):
             runs.append((line, {}))
         elif runs:
-            runs[-1][1][line.key] = line
+            home = homes.setdefault(line.point, runs[-1][1]) if line.point else runs[-1][1]
+            home[line.key] = line
     if not runs:
         raise InvbenchError(f"{path} holds no sweep: got {len(data)} bytes without a header; name a sweep's journal")
     # Runs may differ in versions and settings; each row is told with those of its own.
@@ -214,8 +224,9 @@ def read_document(path: Path) -> ResultSet:
 def document(
     entries: Iterable[Entry], header: Header, machines: Mapping[str, Mapping[str, Any]], interrupted: bool = False
 ) -> ResultSet:
-    """The result document of some entries, measured as the header says on those machines."""
-    rows = tuple(result for entry in entries for result in entry.results)
+    """The result document of some entries, measured as the header says on those machines; launches of a point are put
+    together."""
+    rows = tuple(_rows_of(entries, header.settings.get("launches", 1)))
     used = {
         result.machine: machines[result.machine] for result in rows if result.machine and result.machine in machines
     }
@@ -227,3 +238,14 @@ def document(
         baseline=next(iter(baselines)) if len(baselines) == 1 else None,
         interrupted=interrupted, machines=used if len(used) > 1 else {},
     )  # fmt: skip
+
+
+def _rows_of(entries: Iterable[Entry], launches: int) -> Iterator[Result]:
+    points: dict[str, list[Entry]] = {}
+    for entry in entries:
+        points.setdefault(entry.point or entry.key, []).append(entry)
+    for own in points.values():
+        if own[0].point is None:
+            yield from own[0].results
+        else:
+            yield from together([entry.results for entry in sorted(own, key=lambda each: each.launch)], launches)

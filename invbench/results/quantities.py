@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from invbench.spec import InvbenchError
 CONFIDENCE = 0.95
 # Fewer values than this give no interval that holds the median with 95 %.
 FEWEST = 6
+NOISY = 0.05  # half-width of an interval, as a share of the median, that is worth a warning
+# Why a measurement stopped, from the best reason to the worst.
+STOPS = ("epochs", "precision", "noise", "budget", "throttled", "interrupted")
 
 
 class Unit(StrEnum):
@@ -68,6 +72,8 @@ class Samples:
     before the GPU gets there). floor: seconds that the clock read for next to nothing in the same run. discarded:
     rounds of the run that were not kept, since the device was slowed down by heat or a fault. power_capped: for each
     block, whether the power limit held the clocks down. All four are None where they were not told.
+    processes: where several launches took turns with those of other points, how many of the blocks each measured, in
+    their order; processes of the same code differ, so that the values are then one for each of them. None of one.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -79,10 +85,16 @@ class Samples:
     floor: float | None = None
     discarded: int | None = None
     power_capped: tuple[bool, ...] | None = None
+    processes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks or not all(self.blocks):
             raise InvbenchError("a latency needs at least one block of at least one sample: got none; measure again")
+        counts = self.processes
+        if counts is not None and (sum(counts) != len(self.blocks) or any(count < 1 for count in counts)):
+            raise InvbenchError(
+                f"each process measured some of the blocks: got {counts} of {len(self.blocks)}; measure again"
+            )
         if not all(isinstance(value, int | float) for block in self.blocks for value in block):
             raise InvbenchError(f"samples are numbers of seconds: got {self.blocks[0]!r}; measure again")
 
@@ -92,14 +104,51 @@ class Samples:
         return tuple(statistics.median(block) for block in self.blocks)
 
     @cached_property
+    def values(self) -> tuple[float, ...]:
+        """The latency again and again, in seconds: one value a round or, of several processes, a process."""
+        return tuple(statistics.median(self.block_medians[part]) for part in self._parts)
+
+    @cached_property
     def interval(self) -> Interval:
-        """The latency: the median over blocks and its interval, in seconds."""
-        return Interval.of(self.block_medians)
+        """The latency: the median over ``values`` and its interval, in seconds."""
+        return Interval.of(self.values)
+
+    def over(self, base: Samples) -> Interval | None:
+        """The latency over another's in the same rounds: blocks of one round were measured next to each other, so they
+        are compared as pairs; of several processes, each is a value. None where nothing pairs up."""
+        ratios = []
+        for part in self._parts:
+            pairs = zip(self.block_medians[part], base.block_medians[part], strict=False)
+            own = [value / reference for value, reference in pairs if reference]
+            ratios += [statistics.median(own)] if own else []
+        return Interval.of(ratios) if ratios else None
+
+    @cached_property
+    def _parts(self) -> tuple[slice, ...]:
+        """Which blocks make a value."""
+        counts = self.processes or (1,) * len(self.blocks)
+        return tuple(slice(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True))
 
     @property
     def mad(self) -> float:
-        """Median absolute deviation of the blocks, in seconds."""
-        return statistics.median(abs(value - self.interval.median) for value in self.block_medians)
+        """Median absolute deviation of the values, in seconds."""
+        return statistics.median(abs(value - self.interval.median) for value in self.values)
+
+    @classmethod
+    def together(cls, launches: Sequence[Samples]) -> Samples:
+        """Those of several processes; ``calls`` is then the least, ``floor`` the largest, and ``stop`` the worst."""
+        stop = max((each.stop for each in launches), key=lambda stop: STOPS.index(stop) if stop in STOPS else -1)
+        floors = [each.floor for each in launches if each.floor is not None]
+        discarded = [each.discarded for each in launches if each.discarded is not None]
+        capped = [each.power_capped for each in launches]
+        ways = {each.launches for each in launches}
+        return cls(
+            tuple(block for each in launches for block in each.blocks), min(each.calls for each in launches),
+            launches[0].clock, launches[0].cache, stop, ways.pop() if len(ways) == 1 else None,
+            max(floors, default=None), sum(discarded) if discarded else None,
+            None if None in capped else tuple(flag for each in capped for flag in each or ()),
+            tuple(len(each.blocks) for each in launches),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The ``latency`` object of the document."""
@@ -119,16 +168,18 @@ class Samples:
             "floor": self.floor,
             "discarded": self.discarded,
             "power_capped": None if self.power_capped is None else list(self.power_capped),
+            **({} if self.processes is None else {"processes": list(self.processes)}),
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Samples:
         """The inverse of ``to_dict``; the summary is computed again from the raw samples."""
         blocks = tuple(tuple(block) for block in stored["blocks"])
-        capped = stored.get("power_capped")
+        capped, processes = stored.get("power_capped"), stored.get("processes")
         return cls(
             blocks, stored.get("calls", 1), stored["clock"], stored["cache"], stored["stop"], stored.get("launches"),
             stored.get("floor"), stored.get("discarded"), None if capped is None else tuple(capped),
+            None if processes is None else tuple(processes),
         )  # fmt: skip
 
 

@@ -120,6 +120,13 @@ class Result:
         """Closed-form least bytes over the median latency."""
         return self.bytes_min / self.seconds if self.bytes_min is not None and self.seconds else None
 
+    def share_of_roofline(self, peaks: Mapping[str, float]) -> float | None:
+        """The least time that the peaks allow for the closed-form FLOP and bytes, over the median latency."""
+        if not self.seconds or self.flop is None or self.bytes_min is None:
+            return None
+        floor = max(self.flop / peaks["matmul_flop_per_s"], self.bytes_min / peaks["copy_bytes_per_s"])
+        return floor / self.seconds
+
     def to_dict(self) -> dict[str, Any]:
         """One element of the document's ``results``."""
         row: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 description = "what question it answers"
 budget = 6.0                    # seconds of measuring a point; also precision (percent), timeout, clock, cache
+launches = 6                    # fresh processes that measure each point and share its budget; one, if left out
 backend = ["numba", "unfold"]   # all, if left out
 subject = ["package.module:factory"]
 constraints = ["H = W", "G = C / 16"]
@@ -47,8 +48,8 @@ Place = tuple[str | int, ...]
 _AXIS_KEYS: dict[str, convert.Converter] = {name: convert.axis(name) for name in AXES}
 _KEYS: dict[str, convert.Converter] = {
     "description": convert.text, "budget": convert.number, "precision": convert.number, "timeout": convert.number,
-    "clock": convert.word(*CLOCKS), "cache": convert.word(*CACHES), "backend": convert.backends,
-    "subject": convert.texts, "constraints": convert.expressions,
+    "launches": convert.count, "clock": convert.word(*CLOCKS), "cache": convert.word(*CACHES),
+    "backend": convert.backends, "subject": convert.texts, "constraints": convert.expressions,
     "axes": convert.table, "on": convert.table, "cases": convert.tables("cases"),
     "check": convert.table,
 }  # fmt: skip
@@ -72,6 +73,7 @@ class Profile:
     budget: float | None = None
     precision: float | None = None
     timeout: float | None = None
+    launches: int | None = None
     clock: str | None = None
     cache: str | None = None
     limits: Limits = field(default_factory=Limits)

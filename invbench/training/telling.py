@@ -12,9 +12,9 @@ import torch
 from invbench.diagnosis import TRUSTED_FLOORS, Floor
 from invbench.harness import machine, memory, server
 from invbench.harness.blocks import MIN_ROUNDS
-from invbench.harness.timing import NOISY, SLOWED_DOWN
+from invbench.harness.timing import SLOWED_DOWN
 from invbench.results import Result, Status
-from invbench.results.quantities import Memory, Samples, Training
+from invbench.results.quantities import NOISY, Memory, Samples, Training
 from invbench.training import TrainingSubject
 from invbench.training.learning import Loss, TrainingJob, own_randomness
 from invbench.training.session import Session, TrainingArm

@@ -1,8 +1,8 @@
-"""Judging what was measured: ratios to a baseline, the share of the roofline. Pure, without input or output."""
+"""Judging what was measured: ratios to a baseline, who is fastest. Pure, without input or output."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from invbench.results import Result, Status, find
@@ -52,25 +52,13 @@ def _peak(result: Result) -> int | None:
 
 
 def paired_ratio(result: Result, base: Result) -> Interval | None:
-    """The median of the per-round latency ratios with its exact interval; None where a side has no latency."""
-    if result.latency is None or base.latency is None:
-        return None
-    pairs = zip(result.latency.block_medians, base.latency.block_medians, strict=False)
-    ratios = [value / reference for value, reference in pairs if reference]
-    return Interval.of(ratios) if ratios else None
+    """``Samples.over`` of the latencies of two rows; None where a side has none."""
+    return None if result.latency is None or base.latency is None else result.latency.over(base.latency)
 
 
 def quotient(value: float | None, base: float | None) -> float | None:
     """value / base, or None where a side is missing or the base is zero."""
     return None if value is None or not base else value / base
-
-
-def roofline_fraction(result: Result, peaks: Mapping[str, float]) -> float | None:
-    """The least time that the peaks allow for the row's closed-form FLOP and bytes, over its latency."""
-    if not result.seconds or result.flop is None or result.bytes_min is None:
-        return None
-    floor = max(result.flop / peaks["matmul_flop_per_s"], result.bytes_min / peaks["copy_bytes_per_s"])
-    return floor / result.seconds
 
 
 def fastest_involution(results: Iterable[Result]) -> Result | None:

@@ -170,7 +170,7 @@ class ClusterSweep:
         where = "; ".join(f"{each.node.label}: {each.reason}" for each in lost)
         rows = failed_rows(task.point.case, task.settings, Status.ERROR, f"lost {len(lost)} times ({where})")
         rows = tuple(replace(row, baseline=task.point.baseline, machine=task.machine, node=node.label) for row in rows)
-        yield self._record(running, Entry(task.key, rows, {"wall": time.monotonic() - running.since}))
+        yield self._record(running, task.entry(rows, {"wall": time.monotonic() - running.since}))
 
     def _greet(self, call: Call, message: object) -> Iterator[Event]:
         """A node comes while others measure; one that must not take part is told, and ends nothing."""

@@ -3,7 +3,7 @@
 From the journals of the same points, without Ray and with it: the share of rows whose ratios agree, which is that their
 95 % intervals overlap; and what Ray adds to a point. A node's points end one after the other: between two ends, what is
 not the second point's own time was spent on handing it over, once there is a measuring process. Two journals without
-Ray show how far sweeps agree at all: a row's interval is of one process, and processes differ.
+Ray show how far sweeps agree at all: without ``--launches`` a row's interval is of one process, and processes differ.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import argparse
 import itertools
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from invbench.results import Result
-from invbench.results.journal import Entry, open_journal
+from invbench.results import Result, ResultSet, machine_class
+from invbench.results.journal import Entry, open_journal, read_document
 from invbench.results.quantities import Interval
 from invbench.spec import InvbenchError
 
@@ -34,19 +34,23 @@ def overheads(entries: Iterable[Entry]) -> list[float]:
     return [end - last - wall for (last, _), (end, wall) in pairs]
 
 
-def agreement(plain: Mapping[str, Entry], cluster: Mapping[str, Entry]) -> tuple[int, list[str]]:
+def agreement(plain: ResultSet, cluster: ResultSet) -> tuple[int, list[str]]:
     """How many rows have a ratio in both, and, of those whose intervals do not overlap, a line each."""
     count, apart = 0, []
-    for key in plain.keys() & cluster.keys():
-        rows = {row.name: row for row in cluster[key].results}
-        for row in plain[key].results:
-            one, other = _ratio(row), _ratio(rows.get(row.name))
-            if one is None or other is None:
-                continue
-            count += 1
-            if one.low > other.high or other.low > one.high:
-                apart.append(f"{_name(row)}: {_told(one)} in the first, {_told(other)} in the second")
+    others = {_identity(cluster, row): row for row in cluster.results}
+    for row in plain.results:
+        one, other = _ratio(row), _ratio(others.get(_identity(plain, row)))
+        if one is None or other is None:
+            continue
+        count += 1
+        if one.low > other.high or other.low > one.high:
+            apart.append(f"{_name(row)}: {_told(one)} in the first, {_told(other)} in the second")
     return count, sorted(apart)
+
+
+def _identity(results: ResultSet, row: Result) -> tuple[object, ...]:
+    """What makes a row of one document the same as one of another: its point, its class of machine and its name."""
+    return row.case, machine_class(results.environment_of(row)), row.baseline, row.name
 
 
 def _ratio(row: Result | None) -> Interval | None:
@@ -65,22 +69,24 @@ def _told(ratio: Interval) -> str:
     return f"{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
 
 
-def _entries(path: Path) -> dict[str, Entry]:
-    if not path.exists():
-        raise InvbenchError(f"{path} is not there; name a sweep's journal")
+def _entries(path: Path) -> Iterable[Entry]:
     with open_journal(path, resume=True) as journal:
-        return journal.entries
+        return list(journal.entries.values())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print both findings; 0 if ratios agree in 90 % of rows and a point costs at most a second besides."""
+    """Print both findings; 0 if ratios agree in 90 % of rows and a point costs at most a second besides; 2 if nothing
+    can be compared."""
     parser = argparse.ArgumentParser(prog="python -m invbench.harness.cluster.agreement", description=__doc__)
     parser.add_argument("plain", type=Path, help="the journal of a sweep without Ray")
     parser.add_argument("cluster", type=Path, help="that of the same sweep with --ray, or once more without")
     chosen = parser.parse_args(arguments)
-    plain, cluster = _entries(chosen.plain), _entries(chosen.cluster)
-    count, apart = agreement(plain, cluster)
-    added = overheads(cluster.values())
+    try:
+        count, apart = agreement(read_document(chosen.plain), read_document(chosen.cluster))
+        added = overheads(_entries(chosen.cluster))
+    except InvbenchError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     if not count:
         sys.stdout.write("nothing to compare: no row has a ratio in both\n")
         return 2
