@@ -111,10 +111,10 @@ class FakeEngine:
         return [(call.node.name, call.arguments[1].point.case.N) for call in self.log if call.function is node.measure]
 
 
-def tasks(members: Members, count: int = 4) -> list[Task]:
+def tasks(members: Members, count: int = 4, launches: int = 1) -> list[Task]:
     """So many points on each class."""
     found = []
     for welcome in members.welcomes:
         points, _ = Grid({"N": tuple(range(1, count + 1)), "C": (16,)}).points(welcome.devices, welcome.threads)
-        found += tasks_of(points, SETTINGS, welcome)
+        found += tasks_of(points, replace(SETTINGS, launches=launches), welcome)
     return found

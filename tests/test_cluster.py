@@ -24,7 +24,7 @@ from invbench.harness.cluster import node, versions
 from invbench.harness.cluster.engine import Demand, Gone, Node
 from invbench.harness.cluster.node import Greeting, Job, Started, Unlike
 from invbench.harness.messages import Hello, Refusal
-from invbench.harness.sweep import NobodyLeftError, Task
+from invbench.harness.sweep import CutShortError, Task
 from invbench.results import Status, machine_class
 from invbench.results.journal import read_document
 from invbench.spec import InvbenchError
@@ -219,7 +219,7 @@ def test_a_point_that_never_begins_is_given_up_in_the_end(nodes: tuple[Node, ...
 def test_where_nobody_is_left_the_sweep_ends_and_says_so() -> None:
     engine = FakeEngine({A: CPU}, dies("a", at=3))
     sweep = engine.sweep(kept := Kept())
-    with pytest.raises(NobodyLeftError, match=r"no node is left with A CPU: 2 point\(s\) are not measured"):
+    with pytest.raises(CutShortError, match=r"no node is left with A CPU: 2 point\(s\) are not measured"):
         list(sweep.run(tasks(sweep.members)))
     assert len(kept.added) == 2
 
@@ -227,7 +227,7 @@ def test_where_nobody_is_left_the_sweep_ends_and_says_so() -> None:
 def test_where_a_class_has_nobody_left_the_others_are_measured_first() -> None:
     engine = FakeEngine({A: CPU, B: OTHER_CPU}, dies("a", at=1))
     sweep = engine.sweep(kept := Kept())
-    with pytest.raises(NobodyLeftError, match=r"no node is left with A CPU: 4 point\(s\)"):
+    with pytest.raises(CutShortError, match=r"no node is left with A CPU: 4 point\(s\)"):
         list(sweep.run(tasks(sweep.members)))
     assert {row.machine for e in kept.entries.values() for row in e.results} == {machine_class(OTHER_CPU)}
     assert len(kept.added) == 4
@@ -276,8 +276,15 @@ def test_what_runs_is_cancelled_where_the_sweep_stops() -> None:
 
 def test_devices_that_differ_end_the_sweep() -> None:
     engine = FakeEngine({A: CPU}, lambda *_: [Started(), Unlike("a: its devices differ")])
-    with pytest.raises(InvbenchError, match="a: its devices differ"):
+    with pytest.raises(CutShortError, match="a: its devices differ"):
         run(engine)
+
+
+def test_points_that_nobody_is_left_for_are_counted_once_whatever_their_launches() -> None:
+    engine = FakeEngine({A: CPU}, dies("a", at=2))
+    sweep = engine.sweep(Kept())
+    with pytest.raises(CutShortError, match=r"no node is left with A CPU: 3 point\(s\)"):
+        list(sweep.run(tasks(sweep.members, 3, launches=2)))
 
 
 # --- Who takes part ---

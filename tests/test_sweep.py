@@ -14,10 +14,11 @@ from fake_workers import CPU, CRASH, GPU, LABELS, SETTINGS, FakeWorker, Kept, Ma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invbench.harness import machine, service
+from invbench.harness import allocator, machine, point, service
 from invbench.harness import sweep as scheduler
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Lost, Plan, PlanJob, PointJob, Refusal
+from invbench.harness.point import Point
 from invbench.harness.settings import Settings, Subject
 from invbench.harness.sweep import check_alike, greet, plans_of, shuffled, tasks_of
 from invbench.report.plan import point_line, render_plan
@@ -470,6 +471,29 @@ def test_a_point_in_a_line() -> None:
     assert line.endswith("unfold timeout")
     gone = [replace(row, status=Status.OOM, latency=None) for row in measured(job).results]
     assert "naive oom" in point_line(task.point, gone)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_point_has_taken_is_given_back_whatever_came_of_it(
+    device: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle worker on a GPU would keep from others what it no longer uses."""
+    given: list[str] = []
+
+    def measure_point(*_: Any) -> Point:
+        assert not given
+        if fails:
+            raise InvbenchError("not enough memory")
+        return Point((), {}, {}, False, {})
+
+    monkeypatch.setattr(point, "measure_point", measure_point)
+    monkeypatch.setattr(allocator, "give_back", lambda: given.append("cpu"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cuda"))
+    worker = service._Service(None, SimpleNamespace(set=lambda label: None))  # type: ignore[arg-type]
+    (task,) = tasks(1)
+    worker.answer(PointJob(replace(task.point.case, device=device), task.settings))
+    assert given == ["cpu", *["cuda"] * (device != "cpu")]
 
 
 @pytest.mark.parametrize("autotune", [True, False])

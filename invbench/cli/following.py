@@ -6,13 +6,14 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 
-from invbench.harness.sweep import Event, NobodyLeftError, Task
+from invbench.harness.sweep import CutShortError, Event, Task
 from invbench.report.plan import point_line
 from invbench.report.progress import Teller
 from invbench.results import Result
 from invbench.results.journal import Journal
 
 SHOWN = 4  # nodes in a line of progress
+ONE = {"points": "point", "launches": "launch"}
 
 
 def unit_of(tasks: Sequence[Task]) -> str:
@@ -58,12 +59,12 @@ def follow(
                 tell.keep(f"[{done}/{lacking}] {where}{_line(event.task, event.entry.results)}")
     except KeyboardInterrupt as stop:
         return stop
-    except NobodyLeftError as error:
+    except CutShortError as error:
         return error
     if done:
         spent = time.monotonic() - started
-        counted = f"{done} {unit if done != 1 else unit.removesuffix('es' if unit == 'launches' else 's')}"
-        tell.keep(f"{counted} in {_minutes(spent)}, {timed / spent:.0%} of it in timed blocks and warm-up")
+        counted = f"{done} {unit if done != 1 else ONE[unit]} in {_minutes(spent)}"
+        tell.keep(f"{counted}, {timed / spent:.0%} of it in timed blocks and warm-up")
     return None
 
 

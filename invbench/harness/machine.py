@@ -70,6 +70,14 @@ def settle(threads: int) -> None:
     allocator.keep_freed()
 
 
+def give_back(device: str) -> None:
+    """Give what this process keeps of a point's memory back: to its next point, which begins like the first, and to
+    others that use the same GPU meanwhile."""
+    allocator.give_back()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
 def set_threads(threads: int) -> None:
     """Give torch so many threads; the Numba kernels run on the same ones."""
     torch.set_num_threads(threads)

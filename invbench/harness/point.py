@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from invbench.cost import held_bytes, reference_bytes
-from invbench.harness import allocator, machine, memory, server
+from invbench.harness import machine, memory, server
 from invbench.harness.arms import ROOM, OperatorArm, Preparation, Skipped, gib
 from invbench.harness.blocks import Sampler
 from invbench.harness.settings import (
@@ -74,7 +74,6 @@ def measure_point(
     if device.type == "cpu":
         server.start(settings.backends)
     machine.settle(case.threads)
-    allocator.give_back()  # what an earlier point has left
     load = machine.load()  # before our own work counts
     with algorithms_by_trying(device, settings.autotune):
         with run.phase("prepare"):

@@ -162,6 +162,7 @@ class _Service:
         return Plan(refusals, needed, machine.free_bytes(device), max(most, needed), reason)
 
     def _measure(self, job: PointJob) -> Measured:
+        from invbench.harness import machine
         from invbench.harness.point import measure_point
 
         watch = _Watch(self.beacon, job.case.device)
@@ -172,4 +173,6 @@ class _Service:
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
             return Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
+        finally:
+            machine.give_back(job.case.device)
         return Measured(point.results, point.peaks, point.seconds)

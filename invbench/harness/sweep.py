@@ -28,8 +28,8 @@ TICK = 0.5
 QUIET_PHASE = 300.0  # between subjects: peaks, and memory with its own limit for each subject
 
 
-class NobodyLeftError(InvbenchError):
-    """Points are left, and no machine that could measure them."""
+class CutShortError(InvbenchError):
+    """Points are left that cannot be measured now; those before are in the journal, and a resumed sweep goes on."""
 
 
 @dataclass(frozen=True, slots=True)

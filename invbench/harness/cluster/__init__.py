@@ -21,7 +21,7 @@ from invbench.harness.cluster.members import CPU, CUDA, MOST_LOSSES, TICK, Group
 from invbench.harness.cluster.node import Started, Unlike
 from invbench.harness.messages import Hello, Refusal
 from invbench.harness.settings import failed_rows
-from invbench.harness.sweep import Event, NobodyLeftError, Record, Task
+from invbench.harness.sweep import CutShortError, Event, Record, Task
 from invbench.results import Status
 from invbench.results.journal import Entry
 from invbench.spec import InvbenchError
@@ -88,7 +88,7 @@ class ClusterSweep:
         """Measure what the journal lacks; all nodes share the points of their class. Types of device take turns, since
         a GPU's point needs cores of its node.
 
-        Raises NobodyLeftError where no node of a class is left.
+        Raises CutShortError where no node of a class is left, or where one's device is no longer of its class.
         """
         try:
             for kind in self.members.kinds:
@@ -109,7 +109,7 @@ class ClusterSweep:
             if self._running or self.members.newcomers:
                 last_able = time.monotonic()
             elif time.monotonic() > last_able + GRACE_SECONDS:
-                raise NobodyLeftError(self._nobody_left(kind, waiting))
+                raise CutShortError(self._nobody_left(kind, waiting))
             heard = self.members.engine.hear([*self._running, *self.members.calls], TICK)
             for call, message in heard:
                 if call not in self._running:
@@ -146,7 +146,7 @@ class ClusterSweep:
     def _finish(self, running: _Running, message: object, waiting: dict[str, deque[Task]]) -> Iterator[Event]:
         """A task has answered, or never will."""
         if isinstance(message, Unlike):
-            raise InvbenchError(message.reason)
+            raise CutShortError(message.reason)
         if isinstance(message, Gone | Refusal):
             yield from self._lose(running, message.reason, waiting)
             return
@@ -188,7 +188,7 @@ class ClusterSweep:
         return Event("", None, running=running, waiting=left)
 
     def _nobody_left(self, kind: str, waiting: dict[str, deque[Task]]) -> str:
-        left = {machine: len(queue) for machine, queue in waiting.items() if queue}
+        left = {name: len({task.point_key or task.key for task in queue}) for name, queue in waiting.items() if queue}
         fingerprints = [self.members.groups[kind, machine].welcome.environments[kind] for machine in left]
         names = ", ".join(found["gpu"]["name"] if kind == CUDA else found["cpu"]["model"] for found in fingerprints)
         return f"no node is left with {names}: {sum(left.values())} point(s) are not measured; start Ray on one"

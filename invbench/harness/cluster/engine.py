@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from invbench.harness.settings import describe_failure, printable
-from invbench.harness.sweep import NobodyLeftError
+from invbench.harness.sweep import CutShortError
 from invbench.spec import InvbenchError
 
 LOCAL, AUTO = "local", "auto"
@@ -102,14 +102,14 @@ class Engine:
     def nodes(self) -> list[Node]:
         """The nodes that are alive.
 
-        Raises NobodyLeftError where the cluster's head has not answered for some time: Ray would end this process.
+        Raises CutShortError where the cluster's head has not answered for some time: Ray would end this process.
         """
         try:
             socket.create_connection(self._head, CONNECT_SECONDS).close()
             self._last_answer = time.monotonic()
         except OSError as error:
             if time.monotonic() > self._last_answer + HEAD_SECONDS:
-                raise NobodyLeftError(f"the cluster's head does not answer any more ({error.strerror})") from error
+                raise CutShortError(f"the cluster's head does not answer any more ({error.strerror})") from error
             return self._known
         found = []
         for node in self._ray.nodes():
