@@ -15,7 +15,7 @@ from invbench.harness.cluster.members import Members
 from invbench.harness.cluster.node import Greeting, Job, Started
 from invbench.harness.messages import Hello, Plan, PointJob, Welcome
 from invbench.harness.sweep import Task, tasks_of
-from invbench.results.journal import Entry, Span
+from invbench.results.journal import Span
 from invbench.study.grid import Grid
 
 OTHER_CPU = {**CPU, "cpu": {"model": "Another CPU", "usable": 8}}
@@ -93,7 +93,7 @@ class FakeEngine:
         answer = measured(PointJob(task.point.case, task.settings))
         rows = tuple(replace(row, machine=task.machine, node=name) for row in answer.results)
         start, self.clock = self.clock, self.clock + 1
-        return [Started(), Entry(task.key, rows, {"wall": 1.0}, Span(identity, start, self.clock))]
+        return [Started(), replace(task.entry(rows, {"wall": 1.0}), span=Span(identity, start, self.clock))]
 
     # --- What a test asks for ---
 

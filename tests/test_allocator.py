@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,8 +75,22 @@ def test_what_the_user_has_chosen_stays(variables: dict[str, str]) -> None:
     assert found["told"] == {**allocator.describe(), "keeps_freed": False, "variables": variables}
 
 
+def test_a_process_that_was_not_settled_does_not_claim_it() -> None:
+    assert _found("as it was")["told"]["keeps_freed"] is False  # type: ignore[index]
+
+
+def test_another_allocator_is_named_and_left_alone(tmp_path: Path) -> None:
+    """Any library by such a name: what is looked at is what the process has loaded."""
+    loaded = Path("/proc/self/maps").read_text().split()
+    library = shutil.copy(
+        next(name for name in loaded if "/libm." in name or "/libm-" in name), tmp_path / "libjemalloc.so.2"
+    )
+    told = _found("settled", LD_PRELOAD=str(library))["told"]
+    assert told == {"library": "libjemalloc.so.2", "keeps_freed": False, "variables": {}}
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     allocator.keep_freed()
     allocator.give_back()
-    assert allocator.describe() == {"libc": None, "keeps_freed": False, "variables": {}}
+    assert allocator.describe()["library"] is None

@@ -16,7 +16,7 @@ from test_results import document, row, samples
 from invbench.report import FORMATS
 from invbench.report.comparison import COMPARISON_FORMATS, verdict_sentence
 from invbench.results import Result, ResultSet, Status
-from invbench.results.quantities import Memory
+from invbench.results.quantities import Memory, Samples
 from invbench.verdict.changes import Change, Verdict, compare
 
 
@@ -33,6 +33,10 @@ def timed(*medians: float, **fields: Any) -> Result:
     return row("involution", "numba", *medians, **fields)
 
 
+def launched(count: int) -> Samples:
+    return Samples.together([samples(*[1.0] * 7)] * count)
+
+
 OOM = {"status": Status.OOM, "reason": "needs 9 GiB", "latency": None}
 
 
@@ -43,7 +47,9 @@ OOM = {"status": Status.OOM, "reason": "needs 9 GiB", "latency": None}
         (timed(*rounds(1.0)), timed(*rounds(1.03)), Verdict.SAME, None),  # they overlap
         (timed(*rounds(1.0)), timed(*rounds(1.06)), Verdict.SLOWER, None),
         (timed(*rounds(1.0)), timed(*rounds(0.94)), Verdict.FASTER, None),
-        (timed(1.0, 1.0), timed(2.0, 2.0), Verdict.INCONCLUSIVE, "2 rounds"),
+        (timed(1.0, 1.0), timed(2.0, 2.0), Verdict.INCONCLUSIVE, "2 rounds give no 95 % interval: raise --budget"),
+        (timed(*rounds(1.0)), timed(latency=launched(3)), Verdict.INCONCLUSIVE, "3 launches give no 95 % interval"),
+        (timed(latency=launched(6)), timed(latency=launched(6)), Verdict.SAME, None),
         (timed(), timed(**OOM), Verdict.NOT_COMPARABLE, "B: oom: needs 9 GiB"),
         (timed(**OOM), timed(), Verdict.NOT_COMPARABLE, "A: oom: needs 9 GiB"),
         (timed(), timed(latency=replace(samples(*[1.0] * 7), cache="cold")), Verdict.NOT_COMPARABLE, "another cache"),

@@ -27,6 +27,7 @@ from invbench.harness.messages import Hello, Refusal
 from invbench.harness.sweep import CutShortError, Task
 from invbench.results import Status, machine_class
 from invbench.results.journal import read_document
+from invbench.results.launches import together
 from invbench.spec import InvbenchError
 
 pytestmark = pytest.mark.usefixtures("environment_is_put_back")
@@ -278,6 +279,19 @@ def test_devices_that_differ_end_the_sweep() -> None:
     engine = FakeEngine({A: CPU}, lambda *_: [Started(), Unlike("a: its devices differ")])
     with pytest.raises(CutShortError, match="a: its devices differ"):
         run(engine)
+
+
+def test_a_launch_that_is_lost_twice_is_a_launch_that_came_to_nothing() -> None:
+    def measure(engine: FakeEngine, call: FakeCall, task: Task) -> list[object]:
+        return [Started(), Gone("its node died")] if task.launch == 1 else engine.rows(call, task)
+
+    engine = FakeEngine({A: CPU, B: CPU}, measure)
+    sweep = engine.sweep(kept := Kept())
+    list(sweep.run(tasks(sweep.members, 1, launches=3)))
+    assert sorted(entry.launch for entry in kept.entries.values()) == [0, 1, 2]
+    found = together({entry.launch: entry.results for entry in kept.entries.values()}, 3)
+    assert {row.status for row in found} == {Status.OK}
+    assert all("launch 2 of 3 came to nothing: lost 2 times" in row.warnings[-1] for row in found)
 
 
 def test_points_that_nobody_is_left_for_are_counted_once_whatever_their_launches() -> None:

@@ -48,7 +48,7 @@ def test_fingerprint_has_every_key_of_rule_10() -> None:
     assert found["versions"].keys() >= {"invbench", "torch", "triton", "numba", "numpy"}
     assert found["cpu"].keys() >= {"model", "capability", "cores", "usable", "affinity", "quota", "governor", "load"}
     assert found["threads"].keys() >= {"torch", "numba", "numba_layer", "variables"}
-    assert found["allocator"].keys() >= {"libc", "keeps_freed", "variables"}
+    assert found["allocator"].keys() >= {"library", "keeps_freed", "variables"}
     assert found["torch"].keys() >= {"flush_denormal", "matmul_precision"}
     assert found["gpu"] is None
     assert found["versions"]["torch"] == torch.__version__

@@ -20,7 +20,7 @@ from invbench.harness import arms, blocks, machine, memory, point, server, throt
 from invbench.harness.blocks import Budget
 from invbench.harness.point import Point, measure_point
 from invbench.harness.settings import Settings, check_clock
-from invbench.harness.subjects import CONVOLUTIONS
+from invbench.harness.subjects import CONVOLUTIONS, Runnable
 from invbench.ops import Fusing, naive, unfold
 from invbench.results import Result, Status, find
 from invbench.results.quantities import Memory, Samples
@@ -196,6 +196,29 @@ def test_a_launch_has_its_share_of_the_budget(clock: FakeClock) -> None:
         few = [warning for r in found.results for warning in r.warnings if "round(s)" in warning or "noisy" in warning]
         assert (launches == 1) or not few
     assert 3.0 < spent[0] / spent[1] < 5.0
+
+
+def test_each_launch_draws_an_order_of_its_own_over_the_same_inputs(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs before a subject is part of what is measured: launches that share it would agree for that alone."""
+    seeds: list[int] = []
+
+    def measure(samplers: Any, budget: Any, seed: int, *rest: Any, **more: Any) -> Any:
+        seeds.append(seed)
+        return blocks.measure(samplers, budget, seed, *rest, now=clock.now, **more)
+
+    monkeypatch.setattr(timing, "measure", measure)
+    inputs = []
+    monkeypatch.setattr(
+        arms,
+        "Runnable",
+        lambda *given: inputs.append(given[2]) or Runnable(*given),  # type: ignore[func-returns-value]
+    )
+    for launch in range(3):
+        measure_point(TINY, replace(SETTINGS, launches=3, seed=7), launch=launch)
+    assert seeds == [7, 8, 9]
+    assert set(inputs) == {7}
 
 
 def test_peak_memory_is_measured_by_the_first_launch(clock: FakeClock) -> None:

@@ -24,6 +24,7 @@ from invbench.harness.sweep import check_alike, greet, plans_of, shuffled, tasks
 from invbench.report.plan import point_line, render_plan
 from invbench.results import Status, machine_class
 from invbench.results.journal import Entry
+from invbench.results.launches import together
 from invbench.spec import InvbenchError
 from invbench.study.grid import Grid, Refused
 
@@ -94,6 +95,42 @@ def test_what_took_a_worker_down_is_not_run_again_by_the_points_other_launches()
     assert len(machine.workers) == 4
     bad = [only_bad(kept.entries[task.key]) for task in wanted]
     assert bad == [{}, {"unfold": "error"}, {}] * 3
+
+
+def test_a_launch_that_is_lost_is_kept_with_its_reason_and_the_point_has_the_others() -> None:
+    def second_dies(worker: FakeWorker, job: PointJob) -> None:
+        if job.launch == 1:
+            worker.crash()
+        else:
+            worker.answer(measured(job))
+
+    kept, machine, wanted = Kept(), Machine(second_dies), tasks(1, given=THRICE)
+    list(machine.sweep(kept).run(wanted))
+    assert len(machine.workers) == 3
+    found = together({entry.launch: entry.results for entry in kept.entries.values()}, 3)
+    assert {(row.status, row.latency.processes) for row in found} == {(Status.OK, (6, 6))}
+    assert {row.warnings[-1] for row in found} == {f"launch 2 of 3 came to nothing: {CRASH[1]}"}
+
+
+def test_two_devices_share_the_launches_of_a_point_and_never_a_process() -> None:
+    """A launch that was lost comes again on whichever device is free, also one that is ahead by a launch."""
+    seen: dict[tuple[int, int], set[int]] = {}
+
+    def measure(worker: FakeWorker, job: PointJob) -> None:
+        assert id(worker) not in seen.setdefault((job.case.N, id(worker)), set())
+        seen[job.case.N, id(worker)].add(id(worker))
+        if (job.launch, job.case.N) == (0, 3) and "unfold" not in job.skipped:
+            worker.crash("unfold")
+        else:
+            worker.answer(measured(job))
+
+    kept, machine = Kept(), Machine(measure)
+    wanted = tasks(3, "cuda:0", "cuda:1", given=THRICE)
+    list(machine.sweep(kept, "cuda:0", "cuda:1").run(wanted))
+    assert sorted(kept.added) == sorted(task.key for task in wanted)
+    for launch in range(3):
+        entries = [kept.entries[task.key] for task in wanted if task.launch == launch]
+        assert [only_bad(entry) for entry in entries] == [{}, {}, {"unfold": "error"}]
 
 
 def test_shuffled_tasks_keep_their_launches_apart() -> None:
@@ -494,6 +531,32 @@ def test_what_a_point_has_taken_is_given_back_whatever_came_of_it(
     (task,) = tasks(1)
     worker.answer(PointJob(replace(task.point.case, device=device), task.settings))
     assert given == ["cpu", *["cuda"] * (device != "cpu")]
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_device_that_does_not_answer_costs_what_it_costs_and_no_row_of_others(
+    is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the point has blamed a subject, that is the answer; where it has its rows, these are."""
+
+    def measure_point(*_: Any) -> Point:
+        if is_lost:
+            raise service.DeviceLostError("triton", "illegal memory access")
+        return Point((), {"copy_bytes_per_s": 1.0}, {}, False, {})
+
+    def empty_cache() -> None:
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(point, "measure_point", measure_point)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    worker = service._Service(None, SimpleNamespace(set=lambda label: None))  # type: ignore[arg-type]
+    (task,) = tasks(1)
+    job = PointJob(replace(task.point.case, device="cuda:0"), task.settings)
+    if is_lost:
+        with pytest.raises(service.DeviceLostError):
+            worker.answer(job)
+    else:
+        assert worker.answer(job).peaks == {"copy_bytes_per_s": 1.0}
 
 
 @pytest.mark.parametrize("autotune", [True, False])

@@ -19,6 +19,7 @@ from invbench import cli
 from invbench.harness import sweep as scheduler
 from invbench.harness.messages import Hello, Plan, PlanJob, PointJob, Welcome
 from invbench.harness.sweep import Sweep, greet
+from invbench.report import FORMATS
 from invbench.report.progress import progress
 from invbench.results import ResultSet
 from invbench.results.journal import Header, open_journal, read_document
@@ -116,6 +117,24 @@ def test_launches_are_resumed_one_by_one_and_told_as_points(machine: Machine, ca
     assert all(row["latency"]["processes"] == [6] * 6 for row in document["results"])
     assert document["settings"]["launches"] == 6
     assert ResultSet.from_json(captured.out).results == read_document(Path("sweep.jsonl")).results
+
+
+def test_a_journal_of_one_and_of_several_launches_has_both(machine: Machine, tmp_path: Path, capsys: Any) -> None:
+    assert run(*TINY, "--quiet") == 0
+    assert run(*TINY, "--quiet", "--launches=2", "--resume") == 0
+    assert [len(worker.jobs) for worker in machine.workers] == [3, 3, 3]
+    found = read_document(Path("sweep.jsonl"))
+    assert len(found.points()) == 6
+    assert {row.latency.processes for row in found.results} == {None, (6, 6)}
+    capsys.readouterr()
+    for name in FORMATS:
+        assert run("report", "sweep.jsonl", "--format", name) == 0
+        assert capsys.readouterr().out
+    assert run("report", "sweep.jsonl", "--output", "a.parquet") == 0
+    import pandas as pd
+
+    frame = pd.read_parquet("a.parquet")
+    assert [None if each is None else list(each) for each in frame["latency.processes"]] == [None] * 15 + [[6, 6]] * 15
 
 
 def test_a_dry_run_tells_points_and_how_long_their_launches_take(machine: Machine, capsys: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 from test_results import row, samples
 
 from invbench.results import Result, Status
-from invbench.results.quantities import Interval, Memory
-from invbench.verdict import exit_code, fastest_involution, paired_ratio, quotient, with_ratios
+from invbench.results.quantities import Interval, Memory, quotient
+from invbench.verdict import exit_code, fastest_involution, paired_ratio, with_ratios
 
 PEAKS = {"matmul_flop_per_s": 1e12, "copy_bytes_per_s": 1e10}
 NOT_OK = {"latency": None, "memory": None, "error": None}

@@ -119,13 +119,18 @@ def sweep(
     ] = None,
     precision: Annotated[
         float | None,
-        option("--precision", "Stop where the intervals' half-width is below this. [default: 2]", metavar="PERCENT"),
+        option(
+            "--precision",
+            "Stop where the intervals' half-width, in each launch, is below this. [default: 2]",
+            metavar="PERCENT",
+        ),
     ] = None,
     launches: Annotated[
         int | None,
         option(
             "--launches",
-            "Fresh processes for each point, which share its budget; intervals are then over them. [default: 1]",
+            "Measure all points so often, each time in a fresh process; launches share a point's budget, and intervals "
+            "are over them. [default: 1]",
             metavar="COUNT",
         ),
     ] = None,

@@ -89,6 +89,9 @@ class Preparation:
             return None
         free = machine.free_bytes(self.device)
         needed = held_bytes(subject.name, subject.backend, self.case)
+        if free is not None and needed > ROOM * free:  # what earlier subjects have freed may be kept by the allocator
+            machine.give_back(str(self.device))
+            free = machine.free_bytes(self.device)
         if free is not None and needed > ROOM * free:
             reason = f"needs about {gib(needed)}: {gib(free)} are free on {self.device}; use a smaller N, H or W"
             return Status.OOM, reason

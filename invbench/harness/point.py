@@ -60,7 +60,7 @@ def measure_point(
     tell: told what is being waited for. watch: told which subject runs. skipped: subjects, by label, that are not to be
     run, with their status and the reason. known_peaks: of the same run and dtype; measured here where not given.
     launch: which of ``settings.launches`` this is; each has its share of the budget, and the first one measures peak
-    memory, which is that of fresh processes anyway.
+    memory, which does not depend on it.
 
     Raises InvbenchError, before anything is allocated, for a point that cannot be measured here: a device that is not
     there, more threads than cores, more memory than is free.
@@ -69,7 +69,7 @@ def measure_point(
     case = replace(case, device=str(device))
     budget = replace(settings.budget, seconds=settings.budget.seconds / settings.launches)
     settings = replace(settings, budget=budget)
-    run = Run(settings, device, tell, watch or Unwatched())
+    run = Run(settings, device, tell, watch or Unwatched(), launch)
     _check(case, settings, device)
     if device.type == "cpu":
         server.start(settings.backends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -172,7 +173,9 @@ class _Service:
             point = measure_point(job.case, settings, self.tell, watch, job.skipped, job.peaks, job.launch)
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
-            return Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
-        finally:
+            measured = Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
+        else:
+            measured = Measured(point.results, point.peaks, point.seconds)
+        with contextlib.suppress(Exception):  # a device that does not answer is noticed by who needs it next
             machine.give_back(job.case.device)
-        return Measured(point.results, point.peaks, point.seconds)
+        return measured

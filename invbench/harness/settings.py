@@ -51,8 +51,8 @@ class Settings:
 
     asked_for: the backends that the user named, which are an error where none of them can run. baseline: a
     convolution's name, or None for no ratios. autotune: whether cuDNN and the Triton kernels may choose by trying.
-    custom: a user's operators. compare: what else gets rows, a key of ``COMPARISONS``. launches: how many processes
-    measure a point of a sweep, one after the other, which share its budget.
+    custom: a user's operators. compare: what else gets rows, a key of ``COMPARISONS``. launches: how often a sweep
+    measures each point, every time in a process that has not done so before; they share its budget.
     """
 
     backends: tuple[str, ...] = DEFAULT_BACKENDS

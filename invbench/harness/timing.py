@@ -84,6 +84,7 @@ class Arm(Generic[Named, Called]):
 class Run:
     """What all arms of a run are measured with, and where its time goes.
 
+    launch: which one it is, where several processes measure the same, so that each draws an order of blocks of its own.
     seconds: by phase, and ``timed``, the part of it that was spent inside timed blocks or warm-up.
     """
 
@@ -91,6 +92,7 @@ class Run:
     device: torch.device
     tell: Callable[[str], None]
     watch: Watch
+    launch: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"timed": 0.0})
 
     @contextlib.contextmanager
@@ -149,7 +151,7 @@ def measure_arms(run: Run, arms: Sequence[Arm[Any, Any]], baseline: str | Mappin
     run.tell("warming up")
     with throttling.watched(run.device) as watched:
         measurement = measure(
-            samplers, run.settings.budget, run.settings.seed, baseline,
+            samplers, run.settings.budget, run.settings.seed + run.launch, baseline,
             progress=lambda rounds, share: run.tell(f"measuring: round {rounds}, {min(1, share):.0%} of the budget"),
             throttling=watched,
         )  # fmt: skip

@@ -35,6 +35,10 @@ METHOD = (
     "A and B were measured one after the other, not in turns: faster and slower are said only where the two 95 % "
     "intervals of the median do not overlap, and whatever differs between the runs is part of the change"
 )
+ONE_PROCESS = (
+    "intervals are of one process each, and processes of identical code differ by more: sweep both with --launches 6, "
+    "or use invbench check --base"
+)
 
 
 def render_comparison_table(comparison: Comparison) -> str:
@@ -283,6 +287,9 @@ def _below(comparison: Comparison) -> list[str]:
         least, most = (f"{pick(undecided) - 1:.1%}" for pick in (min, max))
         noisiest = "" if least == most else f" (in the noisiest row, below {most})"
         told.append(f"no difference: slowdowns below {least}{noisiest} would not have shown")
+    decided = [c for c in comparison.of("latency") if c.verdict in (Verdict.SLOWER, Verdict.FASTER)]
+    if decided and comparison.is_of_single_processes:
+        told.append(ONE_PROCESS)
     for name, (a, b) in comparison.differences.items():
         told.append(printable(f"differs: {name}: {json.dumps(a)} in A, {json.dumps(b)} in B"))
     return told

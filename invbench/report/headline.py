@@ -9,6 +9,7 @@ from typing import Any
 from invbench.report.columns import axis_name, axis_text, name_of
 from invbench.report.text import SAME, faster_or_slower, plural, printable, spoken, three_digits
 from invbench.results import ResultSet, find
+from invbench.results.launches import SEPARATOR
 from invbench.results.quantities import FEWEST, Interval
 from invbench.spec import TRAINING, Case, Scope
 from invbench.verdict import fastest, fastest_involution, paired_ratio
@@ -101,8 +102,10 @@ def nodes_of(results: ResultSet) -> list[str]:
     """A line that says which nodes of a cluster measured, and on which of their devices; none where rows have none."""
     found: dict[str, dict[str, None]] = {}
     for row in results.results:
-        if row.node:
-            found.setdefault(row.node, {}).update(dict.fromkeys([row.device] if row.device else []))
+        nodes, devices = ((name or "").split(SEPARATOR) for name in (row.node, row.device))
+        for node, device in zip(nodes, devices if len(devices) == len(nodes) else devices * len(nodes), strict=False):
+            if node:
+                found.setdefault(node, {}).update(dict.fromkeys([device] if device else []))
     told = [f"{node} with {spoken(sorted(own))}" if own else node for node, own in sorted(found.items())]
     return [printable(f"measured on {plural(len(told), 'node')}: {'; '.join(told)}")] if told else []
 
@@ -144,7 +147,8 @@ def method(results: ResultSet, blocks: str = "rounds of interleaved blocks") -> 
     stops, clocks, caches = (
         ", ".join(sorted({getattr(latency, name) for latency in timed})) for name in ("stop", "clock", "cache")
     )
-    text = f"{rounds} {blocks}, {clocks} clock, {caches} cache; stopped on {stops}"
+    each = "each stopped on" if launches else "stopped on"
+    text = f"{rounds} {blocks}, {clocks} clock, {caches} cache; {each} {stops}"
     return f"{text}; seed {results.settings['seed']}" if "seed" in results.settings else text
 
 
@@ -210,10 +214,10 @@ def than(ratio: Interval) -> str:
     """``2.40x faster than``, or that the interval does not tell which is faster."""
     if ratio.low <= 1 <= ratio.high:
         return f"not distinguishable in speed ({three_digits(ratio.low)} to {three_digits(ratio.high)}x the time) from"
-    rounds = "" if ratio.count >= FEWEST else f"(from {ratio.count} round{'s' * (ratio.count > 1)} only) "
+    few = "" if ratio.count >= FEWEST else f"(from {ratio.count} round{'s' * (ratio.count > 1)} or launches only) "
     if abs(ratio.median - 1) < SAME:
-        return f"{rounds}as fast as"
-    return f"{rounds}{faster_or_slower(ratio.median)} than"
+        return f"{few}as fast as"
+    return f"{few}{faster_or_slower(ratio.median)} than"
 
 
 def _many_points(points: Sequence[Point], where: str) -> str:
@@ -248,5 +252,5 @@ def versus(told: Versus, kind: str) -> str:
     parts = [spread if len(medians) > 1 else mean]
     parts += [f"slower at {told.slower}"] if told.slower and len(medians) > 1 else []
     parts += [f"not distinguishable at {told.even}"] if told.even else []
-    parts += [f"fewer than {FEWEST} rounds at {few}"] if few else []
+    parts += [f"fewer than {FEWEST} rounds or launches at {few}"] if few else []
     return f"{kind} at {told.faster} of {plural(len(medians), 'point')} ({'; '.join(parts)})"

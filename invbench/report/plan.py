@@ -22,6 +22,7 @@ from invbench.verdict import fastest_involution, paired_ratio
 
 # What a point costs besides its budget, about: first calls, checks against float64, memory. Seconds.
 BESIDES = 4.0
+STARTING, AGAIN = 5.0, 1.0  # and of each further launch: a process, and first calls and checks of each point
 COMPILING = 30.0
 
 
@@ -132,7 +133,8 @@ def _table(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -
 
 def _seconds(points: Sequence[GridPoint], plans: Sequence[Plan], method: Method) -> tuple[float, float]:
     """About how long it takes, with everything compiled before and with nothing."""
-    low = len(points) * (method.budget.seconds + BESIDES * method.launches)
+    further = (method.launches - 1) * (STARTING + len(points) * AGAIN)
+    low = len(points) * (method.budget.seconds + BESIDES) + further
     compiled = sum("compiled" in method.backends and "compiled" not in plan.refusals for plan in plans)
     return low, low + COMPILING * compiled
 

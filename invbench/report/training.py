@@ -17,8 +17,8 @@ from invbench.report.text import (
     seconds_with_interval,
 )
 from invbench.results import Result, ResultSet
+from invbench.results.quantities import quotient
 from invbench.spec import TrainingCase
-from invbench.verdict import quotient
 from invbench.verdict.networks import data_set_of, whole_points
 from invbench.verdict.points import Point, varying
 from invbench.verdict.training import MACS, PARAMS, REPORT, Spread, base_of, epochs_done, trainable

@@ -248,4 +248,4 @@ def _rows_of(entries: Iterable[Entry], launches: int) -> Iterator[Result]:
         if own[0].point is None:
             yield from own[0].results
         else:
-            yield from together([entry.results for entry in sorted(own, key=lambda each: each.launch)], launches)
+            yield from together({entry.launch: entry.results for entry in own}, launches)

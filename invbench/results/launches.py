@@ -8,46 +8,57 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from invbench.results.quantities import CONFIDENCE, FEWEST, NOISY, Ratio, Samples
+from invbench.results.quantities import CONFIDENCE, FEWEST, NOISY, Samples
 from invbench.results.row import Result, Status
 
+SEPARATOR = ", "  # of nodes and devices, where a point was measured on several
 
-def together(launches: Sequence[Sequence[Result]], asked_for: int) -> tuple[Result, ...]:
-    """The rows of a point from the rows of its launches, in their order.
 
-    A row that is not ok in one launch is not ok: whoever differs from the reference once, or crashes once, has no
-    latency. Peak memory and the first call's time are of the first launch that has them. asked_for: how many launches
-    there were to be.
+def together(launches: Mapping[int, Sequence[Result]], asked_for: int) -> tuple[Result, ...]:
+    """The rows of a point from those of its launches, by their numbers, which count from 0.
+
+    A row that is not ok in one launch is not ok: what differs from the reference once, or crashes once, has no latency.
+    A launch of which nothing came, such as one whose node died twice, costs no more than itself. Peak memory is that of
+    the first launch that tells it. asked_for: how many launches there were to be.
     """
-    of: dict[tuple[str, ...], list[tuple[int, Result]]] = {}
-    for number, own in enumerate(launches, 1):
+    launches = dict(sorted(launches.items()))
+    whole = {n: rows for n, rows in launches.items() if not _is_lost(rows)} or launches
+    lost = [_lost(n, rows, asked_for) for n, rows in launches.items() if n not in whole]
+    of: dict[tuple[str, ...], dict[int, Result]] = {}
+    for number, own in whole.items():
         for row in own:
-            of.setdefault(row.name, []).append((number, row))
-    merged = {name: _one(own, len(launches), asked_for) for name, own in of.items()}
-    base = next((row for row in merged.values() if row.subject == row.baseline), None)
-    everyone = [row for own in launches for row in own]
-    # Launches may have been measured in several places; all rows of a point have the same.
-    node, device = _joined(row.node for row in everyone), _joined(row.device for row in everyone)
-    return tuple(
-        replace(row, ratio=_ratio(row, base, [each for _, each in of[name]]), node=node, device=device)
-        for name, row in merged.items()
-    )
+            of.setdefault(row.name, {})[number] = row
+    merged = [_one(own, len(launches), asked_for, lost) for own in of.values()]
+    base = next((row for row in merged if row.subject == row.baseline), None)
+    # All rows of a point have the same place; a node and its device stand in the same order.
+    places = sorted({(row.node or "", row.device or "") for own in whole.values() for row in own})
+    node, device = (_joined([place[part] for place in places]) for part in (0, 1))
+    return tuple(replace(row, ratio=row.over(base) if base else None, node=node, device=device) for row in merged)
 
 
-def _joined(names: Iterable[str | None]) -> str | None:
-    return ", ".join(dict.fromkeys(name for name in names if name)) or None
+def _is_lost(rows: Sequence[Result]) -> bool:
+    return not any(row.status in (Status.OK, Status.MISMATCH) for row in rows)
 
 
-def _one(launches: Sequence[tuple[int, Result]], measured: int, asked_for: int) -> Result:
-    rows = [row for _, row in launches]
-    bad = next(((n, row) for n, row in launches if row.status is not Status.OK), None)
+def _lost(number: int, rows: Sequence[Result], asked_for: int) -> str:
+    reason = next((row.reason for row in rows if row.status is not Status.UNAVAILABLE), None)
+    return f"launch {number + 1} of {asked_for} came to nothing: {reason or 'nobody says why'}"
+
+
+def _joined(names: Sequence[str]) -> str | None:
+    return SEPARATOR.join(names if len(set(names)) > 1 else names[:1]) or None
+
+
+def _one(launches: Mapping[int, Result], measured: int, asked_for: int, lost: Sequence[str]) -> Result:
+    rows = list(launches.values())
+    bad = next(((n, row) for n, row in launches.items() if row.status is not Status.OK), None)
     if bad:
         number, row = bad
-        is_everywhere = all((each.status, each.reason) == (row.status, row.reason) for each in rows)
-        return row if is_everywhere else replace(row, reason=f"in launch {number} of {asked_for}: {row.reason}")
+        alike = {(each.status, _words(each.reason or "")) for each in rows}
+        return row if len(alike) == 1 else replace(row, reason=f"in launch {number + 1} of {asked_for}: {row.reason}")
     first = rows[0]
     latencies = [row.latency for row in rows if row.latency]
     errors = [row.error for row in rows if row.error]
@@ -60,39 +71,35 @@ def _one(launches: Sequence[tuple[int, Result]], measured: int, asked_for: int) 
         peaks={name: max(own[name] for own in peaks) for name in peaks[0]} if peaks else None,
         chosen_layout=Counter(row.chosen_layout for row in rows).most_common(1)[0][0],
     )
-    warnings = (*_without_repeats(rows), *_doubts(merged, measured, asked_for))
+    warnings = (*_without_repeats(rows), *_doubts(merged, rows, measured, asked_for), *lost)
     share = merged.share_of_roofline(merged.peaks) if merged.peaks else first.roofline_fraction
     return replace(merged, roofline_fraction=share, warnings=warnings)
 
 
-def _ratio(row: Result, base: Result | None, launches: Sequence[Result]) -> Ratio | None:
-    """Its latency over the baseline's, launch by launch; the rest does not depend on the launch."""
-    known = [each.ratio for each in launches if each.ratio]
-    if not known:
-        return None
-    memory = next((each.memory for each in known if each.memory is not None), None)
-    latency = row.latency.over(base.latency) if row.latency and base and base.latency else None
-    return replace(known[0], latency=latency, memory=memory)
+def _words(text: str) -> str:
+    return re.sub(r"[\d.]+", "#", text)
 
 
 def _without_repeats(rows: Sequence[Result]) -> Iterator[str]:
     """The warnings of all launches, each once, whatever its numbers."""
-    seen = set()
+    warnings: dict[str, str] = {}
     for warning in (warning for row in rows for warning in row.warnings):
-        words = re.sub(r"[\d.]+", "#", warning)
-        if words not in seen:
-            seen.add(words)
-            yield warning
+        warnings.setdefault(_words(warning), warning)
+    yield from warnings.values()
 
 
-def _doubts(row: Result, measured: int, asked_for: int) -> Iterator[str]:
+def _doubts(row: Result, rows: Sequence[Result], measured: int, asked_for: int) -> Iterator[str]:
+    layouts = Counter(each.chosen_layout for each in rows if each.chosen_layout)
+    if len(layouts) > 1:
+        told = SEPARATOR.join(f"{name} in {count}" for name, count in layouts.most_common())
+        yield f"the faster layout was {told} of {len(rows)} launches: the two are near each other, and one row here"
     if row.latency is None:
         return
     if measured < asked_for:
         yield f"only {measured} of {asked_for} launches are measured: --resume measures the others"
-    if measured < FEWEST:
-        share = f"{FEWEST} make one of {CONFIDENCE:.0%}"
-        yield f"only {measured} launch(es): the interval is their range; {share}: --launches {FEWEST}"
+    elif len(rows) < FEWEST:
+        usual = f"from {FEWEST} on (--launches) it is one of {CONFIDENCE:.0%}"
+        yield f"only {len(rows)} launch(es): the interval is their range; {usual}"
     elif row.latency.interval.half_width > NOISY:
         limit = f"the interval over launches is wider than +-{NOISY:.0%} of the median"
         yield f"noisy: {limit}; stop other programs, or raise --launches"

@@ -125,8 +125,8 @@ class Samples:
 
     @cached_property
     def _parts(self) -> tuple[slice, ...]:
-        """Which blocks make a value."""
-        counts = self.processes or (1,) * len(self.blocks)
+        """Which blocks make a value; where one process of several is done, its rounds do."""
+        counts = self.processes if self.processes and len(self.processes) > 1 else (1,) * len(self.blocks)
         return tuple(slice(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True))
 
     @property
@@ -193,6 +193,11 @@ class Memory:
     peak: int | None
     method: str | None
     kept: int | None = None
+
+
+def quotient(value: float | None, base: float | None) -> float | None:
+    """value / base, or None where a side is missing or the base is zero."""
+    return None if value is None or not base else value / base
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from invbench.results.quantities import (
     Unit,
     interval_from_dict,
     interval_to_dict,
+    quotient,
 )
 from invbench.spec import AnyCase, Case, Regime, TrainingCase, case_from_dict
 
@@ -119,6 +120,14 @@ class Result:
     def bytes_per_s(self) -> float | None:
         """Closed-form least bytes over the median latency."""
         return self.bytes_min / self.seconds if self.bytes_min is not None and self.seconds else None
+
+    def over(self, base: Result) -> Ratio:
+        """Subject over baseline; None where a side is missing."""
+        one, other = (row.memory.peak if row.memory else None for row in (self, base))
+        return Ratio(
+            latency=self.latency.over(base.latency) if self.latency and base.latency else None,
+            memory=quotient(one, other), params=quotient(self.params, base.params), flop=quotient(self.flop, base.flop),
+        )  # fmt: skip
 
     def share_of_roofline(self, peaks: Mapping[str, float]) -> float | None:
         """The least time that the peaks allow for the closed-form FLOP and bytes, over the median latency."""

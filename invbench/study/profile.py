@@ -2,7 +2,7 @@
 
 description = "what question it answers"
 budget = 6.0                    # seconds of measuring a point; also precision (percent), timeout, clock, cache
-launches = 6                    # fresh processes that measure each point and share its budget; one, if left out
+launches = 6                    # how often all points are measured, each time in a fresh process; once, if left out
 backend = ["numba", "unfold"]   # all, if left out
 subject = ["package.module:factory"]
 constraints = ["H = W", "G = C / 16"]

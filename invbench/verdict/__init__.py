@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from invbench.results import Result, Status, find
-from invbench.results.quantities import Interval, Ratio
+from invbench.results.quantities import Interval
 
 
 def with_ratios(results: Iterable[Result], baseline: str | None) -> tuple[Result, ...]:
@@ -21,7 +21,7 @@ def with_ratios(results: Iterable[Result], baseline: str | None) -> tuple[Result
 def with_ratio(result: Result, base: Result) -> Result:
     """The row with its ratio to another, and a warning where the two ran under different conditions."""
     warnings = (*result.warnings, *_unlike(result, base))
-    return replace(result, ratio=ratio(result, base), warnings=warnings)
+    return replace(result, ratio=result.over(base), warnings=warnings)
 
 
 def _unlike(result: Result, base: Result) -> Iterator[str]:
@@ -37,28 +37,9 @@ def _unlike(result: Result, base: Result) -> Iterator[str]:
         yield f"the ratio is of unlike clocks: {seen}; lock lower clocks (nvidia-smi -lgc), and measure again"
 
 
-def ratio(result: Result, base: Result) -> Ratio:
-    """Subject over baseline; blocks of one round were measured next to each other, so they are compared as pairs."""
-    return Ratio(
-        latency=paired_ratio(result, base),
-        memory=quotient(_peak(result), _peak(base)),
-        params=quotient(result.params, base.params),
-        flop=quotient(result.flop, base.flop),
-    )
-
-
-def _peak(result: Result) -> int | None:
-    return result.memory.peak if result.memory else None
-
-
 def paired_ratio(result: Result, base: Result) -> Interval | None:
     """``Samples.over`` of the latencies of two rows; None where a side has none."""
     return None if result.latency is None or base.latency is None else result.latency.over(base.latency)
-
-
-def quotient(value: float | None, base: float | None) -> float | None:
-    """value / base, or None where a side is missing or the base is zero."""
-    return None if value is None or not base else value / base
 
 
 def fastest_involution(results: Iterable[Result]) -> Result | None:

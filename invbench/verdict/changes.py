@@ -13,9 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 from invbench.results import Result, ResultSet, Status, machine_class
-from invbench.results.quantities import FEWEST, Interval
+from invbench.results.quantities import FEWEST, Interval, quotient
 from invbench.spec import AnyCase, Regime
-from invbench.verdict import quotient
 from invbench.verdict.points import machine_names
 
 # A high-water mark of the kernel is off by some hundred KiB; a smaller difference is none (invbench.harness.memory).
@@ -85,6 +84,12 @@ class Comparison:
     def of(self, metric: str) -> list[Change]:
         """The changes of one metric; a row that only one side has counts as one of latency."""
         return [change for change in self.changes if change.metric == metric]
+
+    @property
+    def is_of_single_processes(self) -> bool:
+        """Whether a side has intervals of operators that are of one process each."""
+        rows = (*self.a.operators().results, *self.b.operators().results)
+        return any(row.latency and row.latency.processes is None for row in rows)
 
     @property
     def counts(self) -> Counter[Verdict]:
@@ -169,7 +174,9 @@ def _latency(a: Result, b: Result, apart: str | None) -> Change:
     found, reason = Verdict.SAME, None
     if min(before.count, after.count) < FEWEST:
         found = Verdict.INCONCLUSIVE
-        reason = f"{min(before.count, after.count)} rounds give no 95 % interval: raise --budget to have {FEWEST}"
+        fewest = a.latency if before.count <= after.count else b.latency
+        unit, option = ("rounds", "--budget") if fewest.processes is None else ("launches", "--launches")
+        reason = f"{fewest.interval.count} {unit} give no 95 % interval: raise {option} to have {FEWEST}"
     elif after.low > before.high:
         found = Verdict.SLOWER
     elif after.high < before.low:

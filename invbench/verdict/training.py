@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from invbench.results import Result
-from invbench.results.quantities import Interval, Training
-from invbench.verdict import paired_ratio, quotient
+from invbench.results.quantities import Interval, Training, quotient
+from invbench.verdict import paired_ratio
 
 REPORT, PARAMS, MACS = "report", "params", "macs"
 

@@ -8,8 +8,7 @@ from typing import Any
 from invbench.ops import BACKENDS
 from invbench.results import Status
 from invbench.results.check import BASE, HEAD, LATENCY, Finding, Row, Verdict
-from invbench.results.quantities import Interval
-from invbench.verdict import quotient
+from invbench.results.quantities import Interval, quotient
 
 MISSING = "missing"  # a row's status in a version that does not have it
 METRICS = ("params", "flop", "kept", "memory")
