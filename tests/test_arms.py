@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from invbench.harness import arms, machine
 from invbench.harness.arms import MOST_TRIALS, Preparation
 from invbench.harness.settings import Settings, Subject
 from invbench.harness.subjects import Runnable
@@ -53,7 +54,18 @@ def test_a_layout_that_is_twice_as_slow_twice_costs_two_samples_each() -> None:
     assert asked == {"contiguous": [1, 1], "channels_last": [1, 1]}
 
 
-def test_short_calls_are_tried_in_samples_that_the_clock_can_see() -> None:
+def test_short_calls_are_tried_in_samples_that_the_clock_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "TRIAL_SECONDS", 60.0)
     _, asked = chosen({"contiguous": [1e-5], "channels_last": [1.5e-5]})
     assert asked["contiguous"] == [1, *[50] * MOST_TRIALS]
     assert asked["channels_last"] == [1, *[34] * MOST_TRIALS]
+
+
+def test_what_the_allocator_keeps_is_given_back_before_a_subject_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [0]
+    monkeypatch.setattr(machine, "free_bytes", lambda device: free[0])
+    monkeypatch.setattr(machine, "give_back", lambda device: free.__setitem__(0, 2**30))
+    assert chosen({name: [1.0] for name in LAYOUTS})[0] is not None
+    monkeypatch.setattr(machine, "give_back", lambda device: None)
+    free[0] = 0
+    assert chosen({name: [1.0] for name in LAYOUTS})[0] is None

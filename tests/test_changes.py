@@ -14,7 +14,7 @@ from test_report import no_terminal  # noqa: F401 -- a fixture
 from test_results import document, row, samples
 
 from invbench.report import FORMATS
-from invbench.report.comparison import COMPARISON_FORMATS, verdict_sentence
+from invbench.report.comparison import COMPARISON_FORMATS, ONE_PROCESS, verdict_sentence
 from invbench.results import Result, ResultSet, Status
 from invbench.results.quantities import Memory, Samples
 from invbench.verdict.changes import Change, Verdict, compare
@@ -61,6 +61,25 @@ def test_verdict_on_latency(a: Result, b: Result, verdict: Verdict, reason: str 
     assert change.verdict is verdict
     assert (reason or "") in (change.reason or "")
     assert (change.reason is None) == (reason is None)
+
+
+def test_what_one_process_each_says_comes_with_a_caution() -> None:
+    many, single = launched(6), Samples.together([samples(*[1.0] * 7)])
+    slower = replace(many, blocks=tuple((2.0,) for _ in many.blocks))
+    for before, after, is_told in (
+        (many, slower, False),
+        (single, slower, True),
+        (samples(*[1.0] * 7), slower, True),
+        (many, samples(*[2.0] * 7), True),
+        (samples(*[1.0] * 7), samples(*[1.0] * 7), False),  # no difference is told
+    ):
+        text = COMPARISON_FORMATS["markdown"](compare(one(timed(latency=before)), one(timed(latency=after))))
+        assert (ONE_PROCESS in text) == is_told
+
+
+def test_of_one_launch_with_few_rounds_more_rounds_are_wanted() -> None:
+    few = Samples.together([samples(1.0, 1.0)])
+    assert latency(timed(latency=few), timed(latency=launched(6))).reason.startswith("2 rounds give no 95 % interval")
 
 
 def test_ratio_is_b_over_a_and_as_wide_as_both_intervals_allow() -> None:

@@ -122,6 +122,16 @@ def test_few_rounds_and_failed_launches_are_told() -> None:
     assert "fresh process" in short[2].seen
 
 
+@pytest.mark.parametrize(("slower", "is_told"), [(1.04, False), (1.06, True)])
+def test_processes_that_differ_are_told_with_what_to_do(slower: float, is_told: bool) -> None:
+    """Each of them quiet by itself, so that nothing else says so."""
+    launches = QUIET_LAUNCH, Launch((slower,) * 9, (slower * 1.01,) * 9)
+    found = [finding for finding in advice.of_noise(noise_of(*launches)) if "processes" in finding.seen]
+    assert [finding.seen for finding in found] == ["processes of identical code read up to 6.0 % apart"] * is_told
+    assert [finding.state for finding in found] == [State.CAUTION] * is_told
+    assert diagnosis(noise_of(*launches)).exit_code == 0
+
+
 # --- Advice ---
 
 ENVIRONMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -194,6 +194,10 @@ def test_nodes_and_their_devices_are_told_one_by_one_whatever_shared_a_point() -
     assert nodes_of(document(*one, *other)) == ["measured on 2 nodes: a with cuda:0; b with cuda:1"]
     alike = together(by_number([placed(1, "b", "cuda:0"), placed(2, "a", "cuda:0")]), 2)
     assert nodes_of(document(*alike)) == ["measured on 2 nodes: a with cuda:0; b with cuda:0"]
+    shared = together(by_number([placed(1, "a", "cuda:0"), placed(2, "a", "cuda:1")]), 2)
+    assert nodes_of(document(*shared)) == ["measured on 1 node: a with cuda:0 and cuda:1"]
+    three = together(by_number([*(placed(n, "a", f"cuda:{n}") for n in (0, 1)), placed(2, "b", "cuda:0")]), 3)
+    assert nodes_of(document(*three)) == ["measured on 2 nodes: a with cuda:0 and cuda:1; b with cuda:0"]
     without = together(by_number([placed(1, "b"), placed(2, "a")]), 2)
     assert nodes_of(document(*without)) == ["measured on 2 nodes: a; b"]
 
@@ -209,6 +213,27 @@ def test_a_launch_of_which_nothing_came_costs_no_more_than_itself() -> None:
         assert "only 3 of 4 launches are measured: --resume measures the others" in each.warnings
     everywhere = together({0: gone, 1: gone}, 2)
     assert {(each.status, each.reason) for each in everywhere} == {(Status.ERROR, "lost 2 times")}
+
+
+def test_peak_memory_is_not_known_where_the_launch_that_measures_it_is_lost() -> None:
+    gone = tuple(replace(each, status=Status.ERROR, reason="lost", latency=None, memory=None) for each in launch(1))
+    involution, _ = together({0: gone, 1: launch(2), 2: launch(3)}, 3)
+    assert involution.memory == Memory(None, None)
+    assert involution.ratio.memory is None
+    assert involution.warnings[-1] == "peak memory is not known: the launch that measures it came to nothing"
+    assert together({1: launch(2), 2: launch(3)}, 3)[0].memory is None  # it is still to be measured
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"), [(7, "of its rounds"), (2, "of its rounds of 2 round(s), of which it is")]
+)
+def test_where_one_launch_is_left_its_rounds_are_told(rounds: int, words: str) -> None:
+    gone = tuple(replace(each, status=Status.ERROR, reason="lost", latency=None) for each in launch(2))
+    involution, _ = together({0: launch(1, latency=samples(*[1.0] * rounds)), 1: gone}, 2)
+    assert involution.latency.is_of_one_process
+    assert involution.latency.interval.count == rounds
+    assert any(warning.startswith(f"only 1 launch: the interval is that {words}") for warning in involution.warnings)
+    assert method(document(involution, settings={})).startswith(f"1 launch of {rounds} rounds")
 
 
 def test_a_launch_that_differs_from_the_reference_throughout_is_no_lost_one() -> None:
@@ -241,7 +266,7 @@ def test_one_launch_of_several_has_the_interval_of_its_rounds() -> None:
 @pytest.mark.parametrize(
     ("measured", "asked_for", "spread", "words"),
     [
-        (3, 3, 0.0, ["only 3 launch(es): the interval is their range; from 6 on (--launches) it is one of 95%"]),
+        (3, 3, 0.0, ["only 3 launches: the interval is their range; from 6 on (--launches) it is one of 95%"]),
         (1, 6, 0.0, ["only 1 of 6 launches are measured: --resume"]),
         (6, 8, 0.0, ["only 6 of 8 launches are measured: --resume measures the others"]),
         (6, 6, 0.2, ["noisy: the interval over launches is wider than +-5%"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -511,17 +512,17 @@ def test_a_point_in_a_line() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, InvbenchError("not enough memory"), RuntimeError("it broke")], ids=repr)
 def test_what_a_point_has_taken_is_given_back_whatever_came_of_it(
-    device: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+    device: str, fails: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle worker on a GPU would keep from others what it no longer uses."""
     given: list[str] = []
 
     def measure_point(*_: Any) -> Point:
         assert not given
-        if fails:
-            raise InvbenchError("not enough memory")
+        if fails is not None:
+            raise fails
         return Point((), {}, {}, False, {})
 
     monkeypatch.setattr(point, "measure_point", measure_point)
@@ -529,7 +530,8 @@ def test_what_a_point_has_taken_is_given_back_whatever_came_of_it(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cuda"))
     worker = service._Service(None, SimpleNamespace(set=lambda label: None))  # type: ignore[arg-type]
     (task,) = tasks(1)
-    worker.answer(PointJob(replace(task.point.case, device=device), task.settings))
+    with pytest.raises(RuntimeError) if isinstance(fails, RuntimeError) else nullcontext():
+        worker.answer(PointJob(replace(task.point.case, device=device), task.settings))
     assert given == ["cpu", *["cuda"] * (device != "cpu")]
 
 
@@ -553,10 +555,35 @@ def test_a_device_that_does_not_answer_costs_what_it_costs_and_no_row_of_others(
     (task,) = tasks(1)
     job = PointJob(replace(task.point.case, device="cuda:0"), task.settings)
     if is_lost:
-        with pytest.raises(service.DeviceLostError):
-            worker.answer(job)
+        assert worker.reply(job) == Lost("triton", "illegal memory access")
     else:
-        assert worker.answer(job).peaks == {"copy_bytes_per_s": 1.0}
+        assert worker.reply(job).peaks == {"copy_bytes_per_s": 1.0}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_point_that_ends_in_an_error_costs_the_process_where_its_device_does_not_answer(
+    device: str, answers: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Otherwise every later point of that process would fail, and be kept in the journal as if it were its fault."""
+
+    def measure_point(*_: Any) -> Point:
+        raise RuntimeError("CUDA error")
+
+    def synchronize(name: str) -> None:
+        if not answers:
+            raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(point, "measure_point", measure_point)
+    monkeypatch.setattr(machine, "give_back", lambda device: None)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    worker = service._Service(None, SimpleNamespace(set=lambda label: None))  # type: ignore[arg-type]
+    (task,) = tasks(1)
+    found = worker.reply(PointJob(replace(task.point.case, device=device), task.settings))
+    if device == "cpu" or answers:
+        assert {(row.status, row.reason) for row in found.results} == {(Status.ERROR, "RuntimeError: CUDA error")}
+    else:
+        assert found == Lost("", "RuntimeError: CUDA error")
 
 
 @pytest.mark.parametrize("autotune", [True, False])

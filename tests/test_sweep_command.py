@@ -119,6 +119,20 @@ def test_launches_are_resumed_one_by_one_and_told_as_points(machine: Machine, ca
     assert ResultSet.from_json(captured.out).results == read_document(Path("sweep.jsonl")).results
 
 
+def test_a_launch_that_came_to_nothing_is_4_and_its_points_are_told(machine: Machine, capsys: Any) -> None:
+    def second_dies(worker: FakeWorker, job: PointJob) -> None:
+        if (job.launch, job.case.N) == (1, 2):
+            worker.crash()
+        else:
+            worker.answer(measured(job))
+
+    machine.measure = second_dies
+    assert run(*TINY, "--launches=3", "--quiet", "--format=json") == 4
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert [len(row["latency"]["processes"]) for row in rows[::5]] == [3, 2, 3]
+
+
 def test_a_journal_of_one_and_of_several_launches_has_both(machine: Machine, tmp_path: Path, capsys: Any) -> None:
     assert run(*TINY, "--quiet") == 0
     assert run(*TINY, "--quiet", "--launches=2", "--resume") == 0

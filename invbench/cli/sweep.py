@@ -219,7 +219,8 @@ def sweep(
         if isinstance(stopped, InvbenchError):
             raise options.Failed(f"{stopped}: {text}")
         raise options.Interrupted(f"interrupted: {text}")
-    return exit_code(results.results, asked_for=settings.asked_for)
+    # Of launches, too, that came to nothing and cost the points no more than themselves.
+    return exit_code((row for entry in entries for row in entry.results), asked_for=settings.asked_for)
 
 
 @dataclass(frozen=True)

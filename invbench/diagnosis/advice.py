@@ -224,5 +224,9 @@ def of_noise(noise: Noise) -> list[Finding]:
     rounds = min(launch.ratio.count for subject in noise.subjects for launch in subject.launches)
     if rounds < FEW_ROUNDS:
         found.append(caution("noise", f"only {rounds} round(s), whose range is no 95 % interval", "raise --budget"))
+    apart = max((subject.launch_spread or 0.0 for subject in noise.subjects), default=0.0)
+    if apart > TOO_NOISY:
+        seen = f"processes of identical code read up to {percent(apart)} apart"
+        found.append(caution("noise", seen, "trust intervals over several processes: invbench sweep --launches 6"))
     remedy = "the noise is that of what remained; see invbench backends"
     return found + [caution("noise", problem, remedy) for problem in noise.problems]

@@ -10,31 +10,33 @@ what is freed is kept.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import platform
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from invbench.harness import ALLOCATOR_VARIABLES
 
 # The most that glibc's own adjustment comes to, and that ``mallopt`` takes: larger blocks are mapped in any process.
 MMAP_THRESHOLD = 32 * 2**20
 NEVER = 2**31 - 1  # bytes at the top of the heap, which are as good as never reached
+PROBE_BYTES = 2**20
+# Of ``struct mallinfo2`` in malloc.h, and of the older ``mallinfo``, whose numbers are ints.
+FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_OTHERS = re.compile(r"/([^/\n]*(?:jemalloc|tcmalloc|mimalloc)[^/\n]*)$", re.MULTILINE)
 _has_kept = False
 
 
 def keep_freed() -> None:
     """From now on, keep what is freed for the next call; nothing where the user's variables say otherwise, or where
-    memory is another library's."""
+    tensors lie in another library's memory."""
     global _has_kept
-    mallopt = _of_glibc("mallopt")
-    if mallopt and not _chosen_by_user():
+    if _is_glibc() and not _chosen_by_user():
+        mallopt = ctypes.CDLL(None).mallopt
         taken = mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD), mallopt(_M_TRIM_THRESHOLD, NEVER)
         _has_kept = taken == (1, 1)
 
@@ -42,18 +44,15 @@ def keep_freed() -> None:
 def give_back() -> None:
     """Give what was kept back to the system, so that one point does not begin with another's memory."""
     gc.collect()  # what is held in circles
-    trim = _of_glibc("malloc_trim")
-    if trim:
-        trim(0)
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe() -> dict[str, Any]:
     """For the fingerprint: whose allocator it is, whether this process has it keep what is freed, and what the user
     set."""
-    return {
-        "library": _other() or platform.libc_ver()[0] or None,
-        "keeps_freed": _has_kept, "variables": _chosen_by_user(),
-    }  # fmt: skip
+    library = "glibc" if _is_glibc() else "another"
+    return {"library": library, "keeps_freed": _has_kept, "variables": _chosen_by_user()}
 
 
 def _chosen_by_user() -> dict[str, str]:
@@ -63,18 +62,21 @@ def _chosen_by_user() -> dict[str, str]:
     return chosen
 
 
-def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; None in a process whose memory is another library's."""
-    if platform.libc_ver()[0] != "glibc" or _other():
-        return None
-    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
-    return found
+@functools.cache
+def _is_glibc() -> bool:
+    """Whether tensors lie in glibc's memory: not in jemalloc's, by LD_PRELOAD, or in that of torch's own."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    before = _in_use()
+    probe = torch.empty(PROBE_BYTES, dtype=torch.uint8)
+    return _in_use() - before >= probe.nbytes // 2  # other threads may free something meanwhile
 
 
-def _other() -> str | None:
-    """The file name of another allocator in this process, such as one that LD_PRELOAD names."""
-    try:
-        found = _OTHERS.search(Path("/proc/self/maps").read_text())
-    except OSError:
-        return None
-    return found[1] if found else None
+def _in_use() -> int:
+    """Bytes that glibc has handed out, in its heaps and mapped."""
+    libc = ctypes.CDLL(None)
+    name, number = ("mallinfo2", ctypes.c_size_t) if hasattr(libc, "mallinfo2") else ("mallinfo", ctypes.c_int)
+    told = getattr(libc, name)
+    told.restype = type("Statistics", (ctypes.Structure,), {"_fields_": [(field, number) for field in FIELDS]})
+    found = told()
+    return int(found.uordblks + found.hblkhd)

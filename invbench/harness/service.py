@@ -39,14 +39,21 @@ class _Watch:
         self.beacon.set(label)
 
     def failed(self, label: str, error: BaseException) -> None:
-        import torch
-
-        if self.device.startswith("cpu"):
-            return
-        try:
-            torch.accelerator.synchronize(self.device)
-        except Exception:  # noqa: BLE001 -- whatever it says, the device does not answer
+        if not _answers(self.device):
             raise DeviceLostError(label, describe_failure(error)) from error
+
+
+def _answers(device: str) -> bool:
+    """Whether the device is still of use to this process."""
+    import torch
+
+    if device.startswith("cpu"):
+        return True
+    try:
+        torch.accelerator.synchronize(device)
+    except Exception:  # noqa: BLE001 -- whatever it says, the device does not answer
+        return False
+    return True
 
 
 def serve(connection: Connection, beacon: Beacon) -> None:
@@ -65,20 +72,9 @@ def serve(connection: Connection, beacon: Beacon) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer = service.answer(request)
-        except InvbenchError as error:
-            answer = Refusal(str(error))
-        except DeviceLostError as error:
-            answer = Lost(error.label, error.reason)
-        except Exception as error:
-            traceback.print_exc()
-            if not isinstance(request, PointJob):
-                raise
-            reason = describe_failure(error)
-            answer = Measured(failed_rows(request.case, request.settings, Status.ERROR, reason), None, {})
+            service.tell(service.reply(request))
         except KeyboardInterrupt:  # no Ctrl-C reaches a worker: it is what a user's operator raised
             os._exit(1)
-        service.tell(answer)
 
 
 def _end_with_parent() -> None:
@@ -109,6 +105,23 @@ class _Service:
             self.connection.send(message)
         except OSError:
             os._exit(1)
+
+    def reply(self, request: object) -> object:
+        """The answer to a request, or what has come of it instead."""
+        try:
+            return self.answer(request)
+        except InvbenchError as error:
+            return Refusal(str(error))
+        except DeviceLostError as error:
+            return Lost(error.label, error.reason)
+        except Exception as error:
+            traceback.print_exc()
+            if not isinstance(request, PointJob):
+                raise
+            reason = describe_failure(error)
+            if not _answers(request.case.device):
+                return Lost("", reason)
+            return Measured(failed_rows(request.case, request.settings, Status.ERROR, reason), None, {})
 
     def answer(self, request: object) -> object:
         """What was asked for."""
@@ -173,9 +186,8 @@ class _Service:
             point = measure_point(job.case, settings, self.tell, watch, job.skipped, job.peaks, job.launch)
         except InvbenchError as error:
             status = Status.OOM if isinstance(error, OutOfRoomError) else Status.ERROR
-            measured = Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
-        else:
-            measured = Measured(point.results, point.peaks, point.seconds)
-        with contextlib.suppress(Exception):  # a device that does not answer is noticed by who needs it next
-            machine.give_back(job.case.device)
-        return measured
+            return Measured(failed_rows(job.case, job.settings, status, str(error)), job.peaks, {})
+        finally:
+            with contextlib.suppress(Exception):  # of a device that does not answer, which whoever needs it next tells
+                machine.give_back(job.case.device)
+        return Measured(point.results, point.peaks, point.seconds)

@@ -103,7 +103,11 @@ def nodes_of(results: ResultSet) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for row in results.results:
         nodes, devices = ((name or "").split(SEPARATOR) for name in (row.node, row.device))
-        for node, device in zip(nodes, devices if len(devices) == len(nodes) else devices * len(nodes), strict=False):
+        nodes, devices = (
+            nodes * (len(devices) if len(nodes) == 1 else 1),
+            devices * (len(nodes) if len(devices) == 1 else 1),
+        )
+        for node, device in zip(nodes, devices, strict=False):
             if node:
                 found.setdefault(node, {}).update(dict.fromkeys([device] if device else []))
     told = [f"{node} with {spoken(sorted(own))}" if own else node for node, own in sorted(found.items())]
@@ -143,7 +147,7 @@ def method(results: ResultSet, blocks: str = "rounds of interleaved blocks") -> 
     rounds = _counted([count for latency in timed for count in latency.processes or (len(latency.blocks),)])
     launches = [len(latency.processes) for latency in timed if latency.processes]
     if launches:
-        rounds = f"{_counted(launches)} launches of {rounds}"
+        rounds = f"{_counted(launches)} launch{'es' * (max(launches) > 1)} of {rounds}"
     stops, clocks, caches = (
         ", ".join(sorted({getattr(latency, name) for latency in timed})) for name in ("stop", "clock", "cache")
     )

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from invbench.results.quantities import CONFIDENCE, FEWEST, NOISY, Samples
+from invbench.results.quantities import CONFIDENCE, FEWEST, NOISY, Memory, Samples
 from invbench.results.row import Result, Status
 
 SEPARATOR = ", "  # of nodes and devices, where a point was measured on several
+NO_MEMORY = "peak memory is not known: the launch that measures it came to nothing"
 
 
 def together(launches: Mapping[int, Sequence[Result]], asked_for: int) -> tuple[Result, ...]:
@@ -26,7 +27,7 @@ def together(launches: Mapping[int, Sequence[Result]], asked_for: int) -> tuple[
     """
     launches = dict(sorted(launches.items()))
     whole = {n: rows for n, rows in launches.items() if not _is_lost(rows)} or launches
-    lost = [_lost(n, rows, asked_for) for n, rows in launches.items() if n not in whole]
+    lost = {n: _lost(n, rows, asked_for) for n, rows in launches.items() if n not in whole}
     of: dict[tuple[str, ...], dict[int, Result]] = {}
     for number, own in whole.items():
         for row in own:
@@ -52,7 +53,7 @@ def _joined(names: Sequence[str]) -> str | None:
     return SEPARATOR.join(names if len(set(names)) > 1 else names[:1]) or None
 
 
-def _one(launches: Mapping[int, Result], measured: int, asked_for: int, lost: Sequence[str]) -> Result:
+def _one(launches: Mapping[int, Result], measured: int, asked_for: int, lost: Mapping[int, str]) -> Result:
     rows = list(launches.values())
     bad = next(((n, row) for n, row in launches.items() if row.status is not Status.OK), None)
     if bad:
@@ -66,12 +67,13 @@ def _one(launches: Mapping[int, Result], measured: int, asked_for: int, lost: Se
     merged = replace(
         first,
         latency=Samples.together(latencies) if latencies else None,
-        memory=next((row.memory for row in rows if row.memory and row.memory.peak is not None), first.memory),
+        memory=next((row.memory for row in rows if row.memory), Memory(None, None) if 0 in lost else None),
         error=max(errors, key=lambda error: (error["relative"] or 0.0) / (error["tolerance"] or 1.0), default=None),
         peaks={name: max(own[name] for own in peaks) for name in peaks[0]} if peaks else None,
         chosen_layout=Counter(row.chosen_layout for row in rows).most_common(1)[0][0],
     )
-    warnings = (*_without_repeats(rows), *_doubts(merged, rows, measured, asked_for), *lost)
+    unknown = [NO_MEMORY] if 0 in lost else []
+    warnings = (*_without_repeats(rows), *_doubts(merged, rows, measured, asked_for), *lost.values(), *unknown)
     share = merged.share_of_roofline(merged.peaks) if merged.peaks else first.roofline_fraction
     return replace(merged, roofline_fraction=share, warnings=warnings)
 
@@ -92,14 +94,19 @@ def _doubts(row: Result, rows: Sequence[Result], measured: int, asked_for: int) 
     layouts = Counter(each.chosen_layout for each in rows if each.chosen_layout)
     if len(layouts) > 1:
         told = SEPARATOR.join(f"{name} in {count}" for name, count in layouts.most_common())
-        yield f"the faster layout was {told} of {len(rows)} launches: the two are near each other, and one row here"
+        yield f"the faster layout was {told} of {len(rows)} launches, all in this row; peak memory is of the first one"
     if row.latency is None:
         return
     if measured < asked_for:
         yield f"only {measured} of {asked_for} launches are measured: --resume measures the others"
+    elif row.latency.is_of_one_process:
+        few = f" of {row.latency.interval.count} round(s), of which it is the range" * (
+            row.latency.interval.count < FEWEST
+        )
+        yield f"only 1 launch: the interval is that of its rounds{few}"
     elif len(rows) < FEWEST:
         usual = f"from {FEWEST} on (--launches) it is one of {CONFIDENCE:.0%}"
-        yield f"only {len(rows)} launch(es): the interval is their range; {usual}"
+        yield f"only {len(rows)} launches: the interval is their range; {usual}"
     elif row.latency.interval.half_width > NOISY:
         limit = f"the interval over launches is wider than +-{NOISY:.0%} of the median"
         yield f"noisy: {limit}; stop other programs, or raise --launches"

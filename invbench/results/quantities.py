@@ -103,6 +103,11 @@ class Samples:
         """One value a round."""
         return tuple(statistics.median(block) for block in self.blocks)
 
+    @property
+    def is_of_one_process(self) -> bool:
+        """Whether values are rounds: also where only one of several launches is done."""
+        return self.processes is None or len(self.processes) == 1
+
     @cached_property
     def values(self) -> tuple[float, ...]:
         """The latency again and again, in seconds: one value a round or, of several processes, a process."""
@@ -125,8 +130,8 @@ class Samples:
 
     @cached_property
     def _parts(self) -> tuple[slice, ...]:
-        """Which blocks make a value; where one process of several is done, its rounds do."""
-        counts = self.processes if self.processes and len(self.processes) > 1 else (1,) * len(self.blocks)
+        """Which blocks make a value."""
+        counts = (1,) * len(self.blocks) if self.is_of_one_process else self.processes or ()
         return tuple(slice(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True))
 
     @property

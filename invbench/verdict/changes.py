@@ -89,7 +89,7 @@ class Comparison:
     def is_of_single_processes(self) -> bool:
         """Whether a side has intervals of operators that are of one process each."""
         rows = (*self.a.operators().results, *self.b.operators().results)
-        return any(row.latency and row.latency.processes is None for row in rows)
+        return any(row.latency and row.latency.is_of_one_process for row in rows)
 
     @property
     def counts(self) -> Counter[Verdict]:
@@ -175,7 +175,7 @@ def _latency(a: Result, b: Result, apart: str | None) -> Change:
     if min(before.count, after.count) < FEWEST:
         found = Verdict.INCONCLUSIVE
         fewest = a.latency if before.count <= after.count else b.latency
-        unit, option = ("rounds", "--budget") if fewest.processes is None else ("launches", "--launches")
+        unit, option = ("rounds", "--budget") if fewest.is_of_one_process else ("launches", "--launches")
         reason = f"{fewest.interval.count} {unit} give no 95 % interval: raise {option} to have {FEWEST}"
     elif after.low > before.high:
         found = Verdict.SLOWER
