@@ -172,7 +172,7 @@ def test_launches_that_were_killed_in_the_middle_make_whole_points(tmp_path: Pat
         assert (len(row["latency"]["processes"]), row["ratio"]["latency"]["pairs"]) == (2, 2)
         assert sum(row["latency"]["processes"]) == len(row["latency"]["blocks"])
         assert row["memory"] is not None
-        assert any(warning.startswith("only 2 launch(es)") for warning in row["warnings"])
+        assert any(warning.startswith("only 2 launches") for warning in row["warnings"])
 
 
 @pytest.mark.slow
