@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil  # noqa: TID251 -- who else would tell which processes are left
 import pytest
+from filelock import FileLock  # comes with torch
 from test_sweep_processes import GONE_SECONDS, MARK, finish, keys, rows, sweep
 
 from invbench.harness.cluster import agreement
@@ -74,8 +75,18 @@ class Nodes:
             time.sleep(0.05)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where tests share the cores, no two processes start clusters at once: each looks for free ports before it takes
+    them, and one was seen to meet the other's."""
+    together = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp()
+    with FileLock((folder.parent if together else folder) / "ray.lock"):
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def cluster(one_at_a_time: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         mark = f"nodes of {os.getpid()}"
         patch.setenv(MARK, mark)
