@@ -14,7 +14,7 @@ from invbench.harness.cluster.engine import Demand, Gone, Node
 from invbench.harness.cluster.members import Members
 from invbench.harness.cluster.node import Greeting, Job, Started
 from invbench.harness.messages import Hello, Plan, PointJob, Welcome
-from invbench.harness.sweep import Task, tasks_of
+from invbench.harness.tasks import Task, tasks_of
 from invbench.results.journal import Span
 from invbench.study.grid import Grid
 

@@ -11,7 +11,8 @@ from typing import Any
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Measured, PlanJob, PointJob, Welcome
 from invbench.harness.settings import Settings, Subject, blank_row
-from invbench.harness.sweep import Sweep, Task, tasks_of
+from invbench.harness.sweep import Sweep
+from invbench.harness.tasks import Task, tasks_of
 from invbench.results import Status
 from invbench.results.journal import Entry
 from invbench.results.quantities import Samples

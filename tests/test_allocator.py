@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -46,7 +48,7 @@ print(json.dumps({**found, "left": resident() - before, "told": allocator.descri
 OUTPUT = 20 * 2**20
 
 
-def _found(how: str, **variables: str) -> dict[str, object]:
+def _found(how: str, **variables: str) -> Any:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))
     }
@@ -57,18 +59,18 @@ def _found(how: str, **variables: str) -> dict[str, object]:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    return json.loads(done.stdout)
 
 
 def test_a_call_finds_the_memory_that_the_last_one_has_freed() -> None:
     found = _found("settled")
-    assert found["faults"] < 100  # type: ignore[operator]
-    assert found["kept"] > 0.9 * OUTPUT  # type: ignore[operator]
-    assert found["told"]["keeps_freed"] is True  # type: ignore[index]
+    assert found["faults"] < 100
+    assert found["kept"] > 0.9 * OUTPUT
+    assert found["told"]["keeps_freed"] is True
 
 
 def test_what_is_kept_can_be_given_back() -> None:
-    assert _found("settled")["left"] < 0.1 * OUTPUT  # type: ignore[operator]
+    assert _found("settled")["left"] < 0.1 * OUTPUT
 
 
 @pytest.mark.parametrize(
@@ -77,48 +79,42 @@ def test_what_is_kept_can_be_given_back() -> None:
 def test_what_the_user_has_chosen_stays(variables: dict[str, str]) -> None:
     """And each of the five calls maps its output anew, a page fault for every 4 KiB, or 2 MiB where pages are huge."""
     found = _found("settled", **variables)
-    assert found["kept"] < 0.1 * OUTPUT  # type: ignore[operator]
+    assert found["kept"] < 0.1 * OUTPUT
     assert found["told"] == {**allocator.describe(), "keeps_freed": False, "variables": variables}
 
 
 def test_a_process_that_was_not_settled_does_not_claim_it() -> None:
-    assert _found("as it was")["told"]["keeps_freed"] is False  # type: ignore[index]
+    assert _found("as it was")["told"]["keeps_freed"] is False
 
 
-def test_other_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as jemalloc, by LD_PRELOAD, or one that torch brings: then glibc hands out nothing for a tensor."""
-
-    class Libc:
-        def __getattr__(self, name: str) -> None:
-            raise AssertionError(f"{name} was asked for")
-
-    monkeypatch.setattr(allocator, "_in_use", lambda: 7)
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that does not know yet whose memory its tensors have."""
     monkeypatch.setattr(allocator, "_has_kept", False)
     allocator._is_glibc.cache_clear()
-    try:
-        assert allocator.describe()["library"] == "another"
-        monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Libc())
-        allocator.keep_freed()
-        allocator.give_back()
-        assert allocator.describe()["keeps_freed"] is False
-    finally:
-        allocator._is_glibc.cache_clear()
+    yield
+    allocator._is_glibc.cache_clear()
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise AssertionError("it was asked")
+def refuse(*_: object) -> None:
+    raise AssertionError("the C library was asked")
 
+
+def test_other_allocators_are_left_alone(unasked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as jemalloc, by LD_PRELOAD, or one that torch brings: then glibc hands out nothing for a tensor."""
+    monkeypatch.setattr(allocator, "_in_use", lambda: 7)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", refuse)
+    allocator.keep_freed()
+    allocator.give_back()
+    assert allocator.describe() == {"library": "another", "keeps_freed": False, "variables": {}}
+
+
+def test_other_c_libraries_are_left_alone(unasked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", refuse)
-    monkeypatch.setattr(allocator, "_has_kept", False)
-    allocator._is_glibc.cache_clear()
-    try:
-        allocator.keep_freed()
-        allocator.give_back()
-        assert allocator.describe() == {"library": "another", "keeps_freed": False, "variables": {}}
-    finally:
-        allocator._is_glibc.cache_clear()
+    allocator.keep_freed()
+    allocator.give_back()
+    assert allocator.describe() == {"library": "another", "keeps_freed": False, "variables": {}}
 
 
 def test_older_versions_of_glibc_are_asked_the_older_way(monkeypatch: pytest.MonkeyPatch) -> None:

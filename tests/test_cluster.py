@@ -24,7 +24,8 @@ from invbench.harness.cluster import node, versions
 from invbench.harness.cluster.engine import Demand, Gone, Node
 from invbench.harness.cluster.node import Greeting, Job, Started, Unlike
 from invbench.harness.messages import Hello, Refusal
-from invbench.harness.sweep import CutShortError, Task
+from invbench.harness.sweep import CutShortError
+from invbench.harness.tasks import Task
 from invbench.results import Status, machine_class
 from invbench.results.journal import read_document
 from invbench.results.launches import together

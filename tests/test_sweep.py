@@ -21,7 +21,8 @@ from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Lost, Plan, PlanJob, PointJob, Refusal
 from invbench.harness.point import Point
 from invbench.harness.settings import Settings, Subject
-from invbench.harness.sweep import check_alike, greet, plans_of, shuffled, tasks_of
+from invbench.harness.sweep import greet, plans_of
+from invbench.harness.tasks import check_alike, shuffled, tasks_of
 from invbench.report.plan import point_line, render_plan
 from invbench.results import Status, machine_class
 from invbench.results.journal import Entry

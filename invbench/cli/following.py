@@ -6,7 +6,8 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 
-from invbench.harness.sweep import CutShortError, Event, Task
+from invbench.harness.sweep import CutShortError, Event
+from invbench.harness.tasks import Task
 from invbench.report.plan import point_line
 from invbench.report.progress import Teller
 from invbench.results import Result

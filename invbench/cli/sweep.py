@@ -21,19 +21,8 @@ from invbench.harness import keep_quiet
 from invbench.harness.blocks import Budget
 from invbench.harness.messages import Hello, Plan, Welcome
 from invbench.harness.settings import Settings
-from invbench.harness.sweep import (
-    Event,
-    Sweep,
-    Task,
-    check_alike,
-    check_cluster_devices,
-    check_settings,
-    greet,
-    kind_of,
-    plans_of,
-    shuffled,
-    tasks_of,
-)
+from invbench.harness.sweep import Event, Sweep, greet, plans_of
+from invbench.harness.tasks import Task, check_alike, check_cluster_devices, check_settings, kind_of, shuffled, tasks_of
 from invbench.harness.worker import STOP_SECONDS
 from invbench.ops import BACKENDS, DEFAULT_BACKENDS
 from invbench.report import FORMATS, output

@@ -201,10 +201,7 @@ def read_document(path: Path) -> ResultSet:
 
     Raises InvbenchError if it cannot be read, is no journal, or holds no run.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a sweep's journal") from error
+    data = _read_file(path)
     runs: list[tuple[Header, dict[str, Entry]]] = []
     homes: dict[str, dict[str, Entry]] = {}  # launches that a resumed run has added belong to those before
     for line in _parsed(data[: data.rfind(b"\n") + 1], path):
@@ -219,6 +216,20 @@ def read_document(path: Path) -> ResultSet:
     measured = [run for run in runs if run[1]] or runs[-1:]
     sets = [document(entries.values(), header, header.machines) for header, entries in measured]
     return ResultSet.merged(sets, sets[-1].command, sets[-1].created)
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The entries of a journal, the last of each key, and without a torn last line; raises as ``read_document``."""
+    data = _read_file(path)
+    lines = _parsed(data[: data.rfind(b"\n") + 1], path)
+    return list({line.key: line for line in lines if isinstance(line, Entry)}.values())
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvbenchError(f"{path} cannot be read ({error.strerror}); name a sweep's journal") from error
 
 
 def document(

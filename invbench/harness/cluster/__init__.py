@@ -21,7 +21,8 @@ from invbench.harness.cluster.members import CPU, CUDA, MOST_LOSSES, TICK, Group
 from invbench.harness.cluster.node import Started, Unlike
 from invbench.harness.messages import Hello, Refusal
 from invbench.harness.settings import failed_rows
-from invbench.harness.sweep import CutShortError, Event, Record, Task
+from invbench.harness.sweep import CutShortError, Event, Record
+from invbench.harness.tasks import Task
 from invbench.results import Status
 from invbench.results.journal import Entry
 from invbench.spec import InvbenchError

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from invbench.results import Result, ResultSet, machine_class
-from invbench.results.journal import Entry, open_journal, read_document
+from invbench.results.journal import Entry, read_document, read_entries
 from invbench.results.quantities import Interval
 from invbench.spec import InvbenchError
 
@@ -69,11 +69,6 @@ def _told(ratio: Interval) -> str:
     return f"{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
 
 
-def _entries(path: Path) -> Iterable[Entry]:
-    with open_journal(path, resume=True) as journal:
-        return list(journal.entries.values())
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print both findings; 0 if ratios agree in 90 % of rows and a point costs at most a second besides; 2 if nothing
     can be compared."""
@@ -83,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         count, apart = agreement(read_document(chosen.plain), read_document(chosen.cluster))
-        added = overheads(_entries(chosen.cluster))
+        added = overheads(read_entries(chosen.cluster))
     except InvbenchError as error:
         sys.stderr.write(f"{error}\n")
         return 2

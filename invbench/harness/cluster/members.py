@@ -12,7 +12,8 @@ from invbench.harness.cluster import versions
 from invbench.harness.cluster.engine import Call, Demand, Engine, Gone, Node
 from invbench.harness.cluster.node import Greeting, Job, Started
 from invbench.harness.messages import Hello, Plan, Refusal, Welcome
-from invbench.harness.sweep import START_SECONDS, Task
+from invbench.harness.sweep import START_SECONDS
+from invbench.harness.tasks import Task
 from invbench.results import machine_class
 from invbench.spec import InvbenchError
 

@@ -17,7 +17,8 @@ from types import ModuleType
 
 from invbench.harness import ALLOCATOR_VARIABLES, THREAD_VARIABLES
 from invbench.harness.messages import Hello, Refusal, Welcome
-from invbench.harness.sweep import START_SECONDS, Sweep, Task, greet, plans_of
+from invbench.harness.sweep import START_SECONDS, Sweep, greet, plans_of
+from invbench.harness.tasks import Task
 from invbench.harness.worker import Worker
 from invbench.results import machine_class
 from invbench.results.journal import Entry, Span
