@@ -323,11 +323,11 @@ def check(case: Case, found: dict[str, Tensor], tensors: Tensors) -> None:
 
 def steps(cut: Cut) -> int:
     """Window rows that all programs together aggregate, at which the interpreter takes 2 ms each."""
-    problem, K = cut.problem, cut.problem.window.K
+    problem = cut.problem
     if cut.kernel == tiling.GRAD_X:
-        rows = cut.lines * problem.images * sum(end - first for first, end in cut._rows_for_x())
-        return rows * cut.unit_blocks * K
-    return cut.lines * cut.strips * problem.images * cut.tile.rows * cut.unit_blocks * cut.hidden_blocks * K
+        rows = cut.lines * problem.images * sum(end - first for first, end in cut.walks_for_x())
+        return rows * cut.unit_blocks * cut.part_rows
+    return cut.lines * cut.strips * problem.images * cut.tile.rows * cut.unit_blocks * cut.part_rows
 
 
 def small(kernel: str, case: Case, cutting: Cutting | None, most: int) -> Case:
@@ -551,6 +551,9 @@ def test_the_default_cut_depends_on_the_problem_alone() -> None:
 TRAFFIC = [
     (4, 2, 5, 3, (3, 5), (1, 1)), (8, 2, 20, 3, (5, 6), (2, 1)), (20, 1, 5, 3, (4, 3), (1, 2)),
     (16, 1, 40, 5, (3, 18), (2, 1)), (5, 4, 70, 1, (3, 4), (1, 1)), (4, 1, 17, 7, (2, 2), (1, 1)),
+    # Folded lines, and windows in parts, alone and together.
+    (4, 2, 5, 7, (5, 8), (1, 1)), (4, 1, 100, 7, (2, 17), (1, 1)), (4, 2, 128, 7, (3, 7), (1, 1)),
+    (4, 1, 80, 5, (3, 18), (2, 1)), (4, 1, 250, 7, (3, 4), (1, 1)),
 ]  # fmt: skip
 
 
@@ -580,11 +583,9 @@ STAGES = [
 @pytest.mark.parametrize("N", [64, 256])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage.C}x{stage.H}x{stage.W}")
 def test_forward_asks_for_little_more_than_it_must(stage: tiling.Problem, N: int) -> None:
-    """At RedNet-50's stages in bfloat16: at most 1.5 times x, hidden and y, each once. A bit more where a chip would
-    stay half idle otherwise: every program reads its span, and to read it less often takes fewer programs."""
+    """At RedNet-50's stages in bfloat16: at most 1.5 times x, hidden and y, each once."""
     problem = replace(stage, N=N)
     positions = N * stage.H_out * stage.W_out
     least = 2 * (N * stage.C * stage.H * stage.W + positions * stage.r + positions * stage.C)
     asked = tiling.default_cut(tiling.FORWARD, problem, Chip()).asked(2, 2)
-    limit = 1.6 if (stage.C, N) == (256, 64) else 1.5
-    assert asked.total() <= limit * least, {name: part / least for name, part in asked.items()}
+    assert asked.total() <= 1.5 * least, {name: part / least for name, part in asked.items()}

@@ -36,11 +36,11 @@ def _stretch(shift, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def band_of(taps, shift, odd, Q: tl.constexpr, DTYPE: tl.constexpr):
+def band_of(taps, shift, odd, Q: tl.constexpr, DTYPE: tl.constexpr, stretch=0, STRETCH: tl.constexpr = False):
     """The band [B, M, Q] in DTYPE (16 bits) of taps [B, M, SLOTS]; tap v of row m in column 2*shift[m] + odd[m] + v.
 
-    shift: [M], pairs, may be negative; odd: [M], 0 or 1. Columns outside the band's Q are dropped. Taps from K on are
-    zero, and K < SLOTS.
+    shift: [M], pairs, may be negative; odd: [M], 0 or 1. Columns outside the band's Q are dropped; with STRETCH, those
+    outside the SLOTS columns of the row's stretch [M], too. Taps from K on are zero, and K < SLOTS.
     """
     B: tl.constexpr = taps.shape[0]
     M: tl.constexpr = taps.shape[1]
@@ -56,6 +56,8 @@ def band_of(taps, shift, odd, Q: tl.constexpr, DTYPE: tl.constexpr):
     by_one_tap = (rotated << 16) | ((before >> 16) & 0xFFFF)
     rotated = tl.where(odd[None, :, None] != 0, by_one_tap, rotated)
     here = _stretch(shift, PAIRS)[:, None, :] == tl.arange(0, STRETCHES)[None, :, None]  # [M, STRETCHES, PAIRS]
+    if STRETCH:
+        here = here & (stretch[:, None, None] == tl.arange(0, STRETCHES)[None, :, None])
     band = tl.where(tl.expand_dims(here, 0), rotated[:, :, None, :], 0)
     band = tl.reshape(band, [B, M, Q // 2])
     low = (band & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)

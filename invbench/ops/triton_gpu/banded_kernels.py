@@ -32,7 +32,7 @@ def banded_forward_kernel(
     weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
     y_stride_n, y_stride_c, y_stride_h, y_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
-    Q: tl.constexpr, UNITS: tl.constexpr, EXACT: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write y, LINE = 16 columns of ROWS rows of UNITS units a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -41,32 +41,38 @@ def banded_forward_kernel(
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
+        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+    )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
     q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
+    if FOLD > 1:
+        below, below_q = below[None, :, None], below_q[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     y_ptrs = y_ptr + n * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
-    y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w)
+    y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w) + below * (DILATION * y_stride_h)
     weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
     weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
+    weight_ptrs += below * (DILATION * weight_stride_h)
 
-    first = strip * ROWS
+    first = strip * ROWS * FOLD
     kept = ()
     for u in tl.static_range(K - STRIDE):
-        kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+        row = first * STRIDE - PADDING + u
+        kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
     for i in range(first, first + ROWS):
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
+            kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
         y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
-            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
+            taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
             y = product(band_of(taps, shift, odd, Q, DTYPE), kept[u], y, EXACT)
         kept = kept[STRIDE:]
-        is_written = is_position & is_channel & (i < rows_out)
+        is_written = is_position & is_channel & (i + below < rows_out)
         tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
 
 
@@ -80,7 +86,7 @@ def banded_grad_x_kernel(
     weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
     grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
-    UNITS: tl.constexpr, EXACT: tl.constexpr,
+    UNITS: tl.constexpr, ALONE: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS is a multiple of STRIDE."""
     DTYPE: tl.constexpr = grad_y_ptr.dtype.element_ty
@@ -89,33 +95,39 @@ def banded_grad_x_kernel(
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_x(line, columns, columns_out, K, STRIDE)
-    j, is_position = j[None, :, None], is_position[None, :, None]  # [1, 32 // STRIDE, 1]
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_x(
+        line, columns, columns_out, ROWS, K, STRIDE, ALONE, FOLD
+    )  # fmt: skip
+    stretch = 0
+    j, is_position = j[None, :, None], is_position[None, :, None]  # [1, POSITIONS, 1]
     q, in_line = q[None, :, None], is_column[None, :, None] & is_channel  # [1, LINE, 1], [UNITS, LINE, WIDTH]
+    if FOLD > 1:
+        below, below_q, stretch = below[None, :, None], below_q[None, :, None], below // ROWS
     slot = tl.arange(0, SLOTS)[None, None, :]
     grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
-    grad_x_ptrs += c * grad_x_stride_c + q * (DILATION * grad_x_stride_w)
+    grad_x_ptrs += c * grad_x_stride_c + q * (DILATION * grad_x_stride_w) + below_q * (DILATION * grad_x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w)
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + below * (DILATION * grad_y_stride_h)
     weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
     weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
+    weight_ptrs += below * (DILATION * weight_stride_h)
 
     sums = ()
     for u in tl.static_range(K):
         sums = sums + (tl.zeros([UNITS, LINE, WIDTH], tl.float32),)
-    last = strip * ROWS + ROWS
-    start = (strip * ROWS + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16
-    for i in range(start, (last - 1 + PADDING) // STRIDE + 1):
-        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, is_position & is_channel)
+    first = strip * ROWS * FOLD
+    start = (first + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16
+    for i in range(start, (first + ROWS - 1 + PADDING) // STRIDE + 1):
+        grad_y = load_row(grad_y_ptrs, i, below, rows_out, DILATION * grad_y_stride_h, is_position & is_channel)
         more = ()
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
-            taps = load_row(ptrs, i, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
-            band = band_of(taps, shift, odd, LINE, DTYPE)  # [UNITS, 32 // STRIDE, LINE]
+            taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
+            band = band_of(taps, shift, odd, LINE, DTYPE, stretch, FOLD > 1)  # [UNITS, POSITIONS, LINE]
             more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[u], EXACT),)
         for done in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + done
-            is_written = in_line & (row >= strip * ROWS) & (row < last) & (row < rows)
+            is_written = in_line & (row >= first) & (row < first + ROWS) & (row + below_q < rows)
             tl.store(grad_x_ptrs + row * (DILATION * grad_x_stride_h), more[done].to(DTYPE), mask=is_written)
         sums = more[STRIDE:]
         for _ in tl.static_range(STRIDE):
@@ -132,7 +144,7 @@ def banded_grad_weight_kernel(
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_tap, grad_weight_stride_h, grad_weight_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
-    Q: tl.constexpr, UNITS: tl.constexpr, EXACT: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write grad_weight, LINE = 16 columns of ROWS rows of UNITS groups, of up to WIDTH channels, a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -141,32 +153,37 @@ def banded_grad_weight_kernel(
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
+        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+    )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
     q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
+    if FOLD > 1:
+        below, below_q = below[None, :, None], below_q[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w)
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w)
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + below * (DILATION * grad_y_stride_h)
     ptrs = grad_weight_ptr + n * grad_weight_stride_n + row_0 * grad_weight_stride_h + column_0 * grad_weight_stride_w
     ptrs += group[:, None, None] * grad_weight_stride_g + slot * grad_weight_stride_tap
-    ptrs += j * (DILATION * grad_weight_stride_w)
+    ptrs += j * (DILATION * grad_weight_stride_w) + below * (DILATION * grad_weight_stride_h)
     in_line = is_position & is_channel
 
-    first = strip * ROWS
+    first = strip * ROWS * FOLD
     kept = ()
     for u in tl.static_range(K - STRIDE):
-        kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+        row = first * STRIDE - PADDING + u
+        kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
     for i in range(first, first + ROWS):
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
-        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_line)
+            kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
+        grad_y = load_row(grad_y_ptrs, i, below, rows_out, DILATION * grad_y_stride_h, in_line)
         for u in tl.static_range(K):
             band = tl.zeros([UNITS, LINE, Q], tl.float32)
             band = product(grad_y, tl.permute(kept[u], [0, 2, 1]), band, EXACT)
             taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
             tap_ptrs = ptrs + i * (DILATION * grad_weight_stride_h) + u * K * grad_weight_stride_tap
-            tl.store(tap_ptrs, taps, mask=is_position & (slot < K) & (i < rows_out))
+            tl.store(tap_ptrs, taps, mask=is_position & (slot < K) & (i + below < rows_out))
         kept = kept[STRIDE:]

@@ -79,7 +79,7 @@ def _default(kernel: str, image: Tensor, weight: Tensor, window: Window) -> Cut:
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Cut) -> Launch:
     p = cut.problem
-    columns = {} if cut.kernel == BANDED_GRAD_X else {"Q": p.columns}
+    columns: dict[str, Any] = {"ALONE": cut.alone} if cut.kernel == BANDED_GRAD_X else {"Q": p.columns}
     return Launch(
         kernel=kernel,
         programs=cut.programs,
@@ -89,7 +89,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Cut) -> Launch:
         ),
         constants={
             "GROUP_CHANNELS": p.group_channels, "K": p.window.K, "STRIDE": p.window.stride,
-            "DILATION": p.window.dilation, "SLOTS": p.slots, "UNITS": cut.tile.units, "EXACT": INTERPRETED, **columns,
+            "DILATION": p.window.dilation, "SLOTS": p.slots, "UNITS": cut.tile.units,
+            "FOLD": cut.fold, "EXACT": INTERPRETED, **columns,
         },
         num_warps=cut.num_warps,
         num_stages=1,

@@ -134,7 +134,8 @@ def _banded_launch(kernel: str, taps_last: bool, dtype: torch.dtype, stage: Stag
 
 def _rows_walked(kernel: str, launch: Launch) -> tuple[int]:
     rows: Any = launch.named["ROWS"]
-    return (rows + WINDOW.K - 1 if kernel in (GRAD_X, BANDED_GRAD_X) else rows,)
+    more = launch.constants.get("EACH", WINDOW.K) - 1
+    return (rows + more if kernel in (GRAD_X, BANDED_GRAD_X) else rows,)
 
 
 def _span_trips(kernel: str, launch: Launch) -> tuple[int, ...]:

@@ -11,7 +11,16 @@ import triton.language as tl
 
 from invbench.ops.triton_gpu.band import product, taps_of
 from invbench.ops.triton_gpu.span_kernels import load_span
-from invbench.ops.triton_gpu.walking import SIZES, WIDTH, channels_of, extents_of, line_of_y, load_row, place_of
+from invbench.ops.triton_gpu.walking import (
+    SIZES,
+    WIDTH,
+    channels_of,
+    extents_of,
+    line_of_y,
+    load_row,
+    place_of,
+    window_row_of,
+)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -25,8 +34,8 @@ def span_grad_hidden_kernel(
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     grad_hidden_stride_n, grad_hidden_stride_c, grad_hidden_stride_h, grad_hidden_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
-    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, HEIGHT: tl.constexpr,
-    KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
+    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
+    HEIGHT: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write grad_hidden, LINE = 16 columns of HEIGHT rows a program, which goes through all units."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -35,13 +44,18 @@ def span_grad_hidden_kernel(
     TERMS: tl.constexpr = max(16, SLOTS)  # matrix units sum over 16 at least
     alone, line, strip, row_0, column_0, n = place_of(tl.program_id(0), 1, lines, strips, DILATION)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
+        line, columns, columns_out, HEIGHT, K, STRIDE, Q, FOLD
+    )  # fmt: skip
     in_columns, in_line = is_column[None, None, :], is_position[None, :, None]
-    first = strip * HEIGHT
+    first = strip * HEIGHT * FOLD
+    below_x, below_y, below_hidden = 0, 0, 0
+    if FOLD > 1:
+        below_x, below_y, below_hidden = below_q[None, None, :], below[None, :, None], below[:, None]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += q[None, None, :] * (DILATION * x_stride_w)
+    x_ptrs += q[None, None, :] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += j[None, :, None] * (DILATION * grad_y_stride_w)
+    grad_y_ptrs += j[None, :, None] * (DILATION * grad_y_stride_w) + below_y * (DILATION * grad_y_stride_h)
     # Taps stand in every second of TERMS columns where there are more of these than slots.
     term = tl.arange(0, TERMS)
     term_tap = tl.where(term % (TERMS // SLOTS) == 0, term // (TERMS // SLOTS), K)
@@ -57,12 +71,13 @@ def span_grad_hidden_kernel(
                 spans = spans + (load_span(span_ptr, group, u, term_tap, r, K, R, DTYPE),)
         grad_ys = ()
         for k in tl.static_range(HEIGHT):
-            ptrs = grad_y_ptrs + c * grad_y_stride_c
-            grad_ys = grad_ys + (load_row(ptrs, first + k, rows_out, DILATION * grad_y_stride_h, in_line & is_channel),)
+            ptrs, is_read = grad_y_ptrs + c * grad_y_stride_c, in_line & is_channel
+            grad_y = load_row(ptrs, first + k, below_y, rows_out, DILATION * grad_y_stride_h, is_read)
+            grad_ys = grad_ys + (grad_y,)
         c, is_channel = tl.permute(c, [0, 2, 1]), tl.permute(is_channel, [0, 2, 1])  # [UNITS, WIDTH, 1]
         for t in tl.static_range(STRIDE * (HEIGHT - 1) + K):
             row = first * STRIDE - PADDING + t
-            x = load_row(x_ptrs + c * x_stride_c, row, rows, DILATION * x_stride_h, in_columns & is_channel)
+            x = load_row(x_ptrs + c * x_stride_c, row, below_x, rows, DILATION * x_stride_h, in_columns & is_channel)
             more = ()
             for k in tl.static_range(HEIGHT):
                 total = sums[k]
@@ -81,8 +96,9 @@ def span_grad_hidden_kernel(
     channel = tl.arange(0, R)[None, :]
     ptrs = grad_hidden_ptr + n * grad_hidden_stride_n + row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
     ptrs += channel * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
+    ptrs += below_hidden * (DILATION * grad_hidden_stride_h)
     for k in tl.static_range(HEIGHT):
-        is_written = is_position[:, None] & (channel < r) & (first + k < rows_out)
+        is_written = is_position[:, None] & (channel < r) & (first + k + below_hidden < rows_out)
         grad_hidden = tl.sum(sums[k], 0).to(grad_hidden_ptr.dtype.element_ty)
         tl.store(ptrs + (first + k) * (DILATION * grad_hidden_stride_h), grad_hidden, mask=is_written)
 
@@ -99,73 +115,81 @@ def span_grad_span_kernel(
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     hidden_stride_n, hidden_stride_c, hidden_stride_h, hidden_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
-    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, ATOMIC: tl.constexpr,
-    EXACT: tl.constexpr,
+    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write what a share of the tiles gives to the gradients of R channels of span, and of bias, for UNITS units."""
+    """Write what a share of the tiles gives to the gradients of span and bias for UNITS units."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + WIDTH - 1) // WIDTH
-    R_BLOCKS: tl.constexpr = (r + R - 1) // R
+    WARPS: tl.constexpr = PARTS * UNITS
     unit_block = tl.program_id(0) % unit_blocks
-    channel = ((tl.program_id(0) // unit_blocks) % R_BLOCKS) * R + tl.arange(0, R)[:, None]  # [R, 1]
-    share = tl.program_id(0) // unit_blocks // R_BLOCKS
-    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    share = tl.program_id(0) // unit_blocks
+    channel = tl.arange(0, R)[:, None]
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
+    u_0 = window_row_of(PARTS, UNITS, EACH)
     for_span, for_bias = (), ()
-    for u in tl.static_range(K):
-        for_span = for_span + (tl.zeros([UNITS, R, SLOTS], tl.float32),)
-        for_bias = for_bias + (tl.zeros([UNITS, LINE, SLOTS], tl.float32),)
+    for _ in tl.static_range(EACH):
+        for_span = for_span + (tl.zeros([WARPS, R, SLOTS], tl.float32),)
+        for_bias = for_bias + (tl.zeros([WARPS, LINE, SLOTS], tl.float32),)
     for tile in range(share * tiles_each, min(share * tiles_each + tiles_each, tiles)):
         alone, line, strip, row_0, column_0, n = place_of(tile, 1, lines, strips, DILATION)
         rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-        j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
+        j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
+            line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+        )  # fmt: skip
         in_columns, in_line = is_column[None, :, None] & is_channel, is_position[None, :, None] & is_channel
         in_hidden = is_position[None, :] & (channel < r)
+        below_x, below_y, below_hidden = u_0, 0, 0
+        if FOLD > 1:
+            below_x, below_y, below_hidden = u_0 + below_q[None, :, None], below[None, :, None], below[None, :]
         x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-        x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w)
+        x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
         grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
         grad_y_ptrs += c * grad_y_stride_c + j[None, :, None] * (DILATION * grad_y_stride_w)
+        grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
         hidden_ptrs = hidden_ptr + n * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
         hidden_ptrs += channel * hidden_stride_c + j[None, :] * (DILATION * hidden_stride_w)
-        first = strip * ROWS
+        hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+        first = strip * ROWS * FOLD
         kept = ()
-        for u in tl.static_range(K - STRIDE):
-            kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+        for k in tl.static_range(EACH - STRIDE):
+            row = first * STRIDE - PADDING + k
+            kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
         for i in range(first, first + ROWS):
-            hidden = load_row(hidden_ptrs, i, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
-            hidden = tl.broadcast_to(tl.expand_dims(hidden, 0), [UNITS, R, LINE])
-            grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, in_line)
+            hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
+            hidden = tl.broadcast_to(tl.expand_dims(hidden, 0), [WARPS, R, LINE])
+            grad_y = load_row(grad_y_ptrs, i, below_y, rows_out, DILATION * grad_y_stride_h, in_line)
             for fresh in tl.static_range(STRIDE):
-                row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-                kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
+                row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
+                kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
             more_span, more_bias = (), ()
-            for u in tl.static_range(K):
-                band = tl.zeros([UNITS, LINE, Q], tl.float32)
-                band = product(grad_y, tl.permute(kept[u], [0, 2, 1]), band, EXACT)
+            for k in tl.static_range(EACH):
+                band = tl.zeros([WARPS, LINE, Q], tl.float32)
+                band = product(grad_y, tl.permute(kept[k], [0, 2, 1]), band, EXACT)
                 taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
-                more_span = more_span + (product(hidden, taps, for_span[u], EXACT),)
-                more_bias = more_bias + (for_bias[u] + taps.to(tl.float32),)
+                more_span = more_span + (product(hidden, taps, for_span[k], EXACT),)
+                more_bias = more_bias + (for_bias[k] + taps.to(tl.float32),)
             for_span, for_bias = more_span, more_bias
             kept = kept[STRIDE:]
-    slot = tl.arange(0, SLOTS)
-    unit = unit_block * UNITS + tl.arange(0, UNITS)
+    slot = tl.arange(0, SLOTS)[None, None, :]
+    unit = unit_block * UNITS + tl.arange(0, WARPS) % UNITS
     if not ATOMIC:
         share_block = share.to(tl.int64) * BLOCKS
         grad_span_ptr += (share_block * taps_all) * r
         grad_bias_ptr += share_block * taps_all
-        block_offset = (unit % BLOCKS)[:, None] * taps_all
+        block_offset = (unit % BLOCKS)[:, None, None] * taps_all
     else:
-        block_offset = (unit * 0)[:, None]
-    for u in tl.static_range(K):
-        tap = block_offset + (group[:, None] * K + u) * K + slot[None, :]  # [UNITS, SLOTS]
-        span_ptrs = grad_span_ptr + tap[:, None, :] * r + channel[None, :, :]
-        is_span = (slot < K)[None, None, :] & (channel < r)[None, :, :]
-        is_bias = (slot < K)[None, :] & ((tl.program_id(0) // unit_blocks) % R_BLOCKS == 0) & (unit >= 0)[:, None]
-        grad_bias = tl.sum(for_bias[u], 1)  # [UNITS, SLOTS]
+        block_offset = (unit * 0)[:, None, None]
+    for k in tl.static_range(EACH):
+        tap = block_offset + (group[:, None, None] * K + u_0 + k) * K + slot  # [WARPS, 1, SLOTS]
+        is_tap = (slot < K) & (u_0 + k < K) & (unit >= 0)[:, None, None]
+        grad_bias = tl.sum(for_bias[k], 1, keep_dims=True)  # [WARPS, 1, SLOTS]
+        span_ptrs = grad_span_ptr + tap * r + channel[None, :, :]
         if ATOMIC:
-            tl.atomic_add(span_ptrs, for_span[u], mask=is_span, sem="relaxed")
-            tl.atomic_add(grad_bias_ptr + tap, grad_bias, mask=is_bias, sem="relaxed")
+            tl.atomic_add(span_ptrs, for_span[k], mask=is_tap & (channel < r)[None, :, :], sem="relaxed")
+            tl.atomic_add(grad_bias_ptr + tap, grad_bias, mask=is_tap, sem="relaxed")
         else:
-            tl.store(span_ptrs, for_span[u], mask=is_span)
-            tl.store(grad_bias_ptr + tap, grad_bias, mask=is_bias)
+            tl.store(span_ptrs, for_span[k], mask=is_tap & (channel < r)[None, :, :])
+            tl.store(grad_bias_ptr + tap, grad_bias, mask=is_tap)

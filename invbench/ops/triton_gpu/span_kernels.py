@@ -26,22 +26,26 @@ from invbench.ops.triton_gpu.walking import (
     line_of_y,
     load_row,
     place_of,
+    sum_of_parts,
+    window_row_of,
 )  # fmt: skip
 
 
 @triton.jit
 def load_span(span_ptr, group, u, slot, r, K: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr):
-    """The span's rows for window row u: [UNITS, R, SLOTS], from slot [SLOTS], each one's tap."""
+    """The span's rows for window row u, of all warps or of each [B, 1, 1]: [B, R, SLOTS], from slot [SLOTS], each one's
+    tap; zeros from row K on."""
     channel = tl.arange(0, R)[None, :, None]
     row = (group[:, None, None] * K + u) * K + slot[None, None, :]
-    return tl.load(span_ptr + row * r + channel, mask=(slot < K)[None, None, :] & (channel < r), other=0).to(DTYPE)
+    inside = (slot < K)[None, None, :] & (channel < r) & (u < K)
+    return tl.load(span_ptr + row * r + channel, mask=inside, other=0).to(DTYPE)
 
 
 @triton.jit
 def load_bias(bias_ptr, group, u, slot, K: tl.constexpr):
-    """The bias for window row u: [UNITS, 1, SLOTS], float32."""
+    """The bias for window row u, of all warps or of each [B, 1, 1]: [B, 1, SLOTS], float32; zeros from row K on."""
     ptrs = bias_ptr + (group[:, None, None] * K + u) * K + slot[None, None, :]
-    return tl.load(ptrs, mask=(slot < K)[None, None, :], other=0).to(tl.float32)
+    return tl.load(ptrs, mask=(slot < K)[None, None, :] & (u < K), other=0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -56,54 +60,66 @@ def span_forward_kernel(
     hidden_stride_n, hidden_stride_c, hidden_stride_h, hidden_stride_w,
     y_stride_n, y_stride_c, y_stride_h, y_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
-    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, KEEP_SPAN: tl.constexpr,
-    EXACT: tl.constexpr,
+    R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write y, LINE = 16 columns of ROWS rows of UNITS units of IMAGES images a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
+    WARPS: tl.constexpr = PARTS * UNITS
     unit_block, line, strip, row_0, column_0, first_n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
-    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_y(line, columns, columns_out, K, STRIDE, Q)
-    in_columns, in_line = is_column[None, :, None] & is_channel, is_position[None, :, None]
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
+        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+    )  # fmt: skip
     slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, :]
+    u_0 = window_row_of(PARTS, UNITS, EACH)
     x_ptrs = x_ptr + first_n * IMAGES * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
     x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w)
-    y_ptrs = y_ptr + first_n * IMAGES * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
-    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w)
     hidden_ptrs = hidden_ptr + first_n * IMAGES * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
     hidden_ptrs += channel * hidden_stride_c + j[:, None] * (DILATION * hidden_stride_w)
-    in_hidden = is_position[:, None] & (channel < r)
+    in_columns, in_hidden = is_column[None, :, None] & is_channel, is_position[:, None] & (channel < r)
+    below_x, below_hidden, below_y = u_0, 0, 0
+    if FOLD > 1:
+        below_x, below_hidden, below_y = u_0 + below_q[None, :, None], below[:, None], below[None, :, None]
+    x_ptrs += below_x * (DILATION * x_stride_h)
+    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+    _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    y_ptrs = y_ptr + first_n * IMAGES * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
+    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + below_y * (DILATION * y_stride_h)
+    in_line = is_position[None, :, None] & is_channel
 
     spans, biases = (), ()
     if KEEP_SPAN:
-        for u in tl.static_range(K):
-            spans = spans + (load_span(span_ptr, group, u, slot, r, K, R, DTYPE),)
-            biases = biases + (load_bias(bias_ptr, group, u, slot, K),)
-    first = strip * ROWS
+        for k in tl.static_range(EACH):
+            spans = spans + (load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE),)
+            biases = biases + (load_bias(bias_ptr, group, u_0 + k, slot, K),)
+    first = strip * ROWS * FOLD
     for _ in range(min(IMAGES, N - first_n * IMAGES)):
         kept = ()
-        for u in tl.static_range(K - STRIDE):
-            kept = kept + (load_row(x_ptrs, first * STRIDE - PADDING + u, rows, DILATION * x_stride_h, in_columns),)
+        for k in tl.static_range(EACH - STRIDE):
+            row = first * STRIDE - PADDING + k
+            kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
         for i in range(first, first + ROWS):
-            hidden = load_row(hidden_ptrs, i, rows_out, DILATION * hidden_stride_h, in_hidden)
-            hidden = tl.broadcast_to(tl.expand_dims(hidden.to(DTYPE), 0), [UNITS, LINE, R])
+            hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden)
+            hidden = tl.broadcast_to(tl.expand_dims(hidden.to(DTYPE), 0), [WARPS, LINE, R])
             for fresh in tl.static_range(STRIDE):
-                row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-                kept = kept + (load_row(x_ptrs, row, rows, DILATION * x_stride_h, in_columns),)
-            y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
-            for u in tl.static_range(K):
+                row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
+                kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
+            y = tl.zeros([WARPS, LINE, WIDTH], tl.float32)
+            for k in tl.static_range(EACH):
                 if KEEP_SPAN:
-                    span, bias = spans[u], biases[u]
+                    span, bias = spans[k], biases[k]
                 else:
-                    span = load_span(span_ptr, group, u, slot, r, K, R, DTYPE)
-                    bias = load_bias(bias_ptr, group, u, slot, K)
-                taps = product(hidden, span, tl.broadcast_to(bias, [UNITS, LINE, SLOTS]), EXACT)
-                y = product(band_of(taps, shift, odd, Q, DTYPE), kept[u], y, EXACT)
+                    span = load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE)
+                    bias = load_bias(bias_ptr, group, u_0 + k, slot, K)
+                taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, LINE, SLOTS]), EXACT)
+                y = product(band_of(taps, shift, odd, Q, DTYPE), kept[k], y, EXACT)
             kept = kept[STRIDE:]
-            tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=in_line & is_channel & (i < rows_out))
+            is_written = in_line & (i + below_y < rows_out)
+            tl.store(y_ptrs + i * (DILATION * y_stride_h), sum_of_parts(y, PARTS).to(DTYPE), mask=is_written)
         x_ptrs += x_stride_n
         y_ptrs += y_stride_n
         hidden_ptrs += hidden_stride_n
@@ -121,57 +137,73 @@ def span_grad_x_kernel(
     hidden_stride_n, hidden_stride_c, hidden_stride_h, hidden_stride_w,
     grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
-    R: tl.constexpr, SLOTS: tl.constexpr, UNITS: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
+    R: tl.constexpr, SLOTS: tl.constexpr, UNITS: tl.constexpr, ALONE: tl.constexpr, FOLD: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS is a multiple of STRIDE."""
+    """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS and EACH are multiples of STRIDE.
+
+    Parts read rows of y that lie apart as their window rows do, so that they give to the same rows at a time.
+    """
     DTYPE: tl.constexpr = grad_y_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
-    POSITIONS: tl.constexpr = 32 // STRIDE
+    POSITIONS: tl.constexpr = 16 if ALONE else 32 // STRIDE
+    WARPS: tl.constexpr = PARTS * UNITS
     unit_block, line, strip, row_0, column_0, n = place_of(tl.program_id(0), unit_blocks, lines, strips, DILATION)
-    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
-    j, shift, odd, is_position, q, is_column = line_of_x(line, columns, columns_out, K, STRIDE)
-    in_line = is_column[None, :, None] & is_channel
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, :]
-    grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
-    grad_x_ptrs += c * grad_x_stride_c + q[None, :, None] * (DILATION * grad_x_stride_w)
+    j, shift, odd, below, is_position, q, below_q, is_column = line_of_x(
+        line, columns, columns_out, ROWS, K, STRIDE, ALONE, FOLD
+    )  # fmt: skip
+    slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, None, :]
+    u_0 = window_row_of(PARTS, UNITS, EACH)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
     grad_y_ptrs += c * grad_y_stride_c + j[None, :, None] * (DILATION * grad_y_stride_w)
     hidden_ptrs = hidden_ptr + n * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
-    hidden_ptrs += channel * hidden_stride_c + j[:, None] * (DILATION * hidden_stride_w)
-    in_hidden = is_position[:, None] & (channel < r)
+    hidden_ptrs += channel * hidden_stride_c + j[None, :, None] * (DILATION * hidden_stride_w)
+    is_read, in_hidden = is_position[None, :, None] & is_channel, is_position[None, :, None] & (channel < r)
+    below_y, below_hidden, below_x, stretch = -u_0 // STRIDE, -window_row_of(PARTS, 1, EACH) // STRIDE, 0, 0
+    if FOLD > 1:
+        below_y, below_hidden = below_y + below[None, :, None], below_hidden + below[None, :, None]
+        below_x, stretch = below_q[None, :, None], below // ROWS
+    grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
+    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+    _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
+    grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
+    grad_x_ptrs += c * grad_x_stride_c + q[None, :, None] * (DILATION * grad_x_stride_w)
+    grad_x_ptrs += below_x * (DILATION * grad_x_stride_h)
+    in_line = is_column[None, :, None] & is_channel
 
     spans, biases = (), ()
     if KEEP_SPAN:
-        for u in tl.static_range(K):
-            spans = spans + (load_span(span_ptr, group, u, slot, r, K, R, DTYPE),)
-            biases = biases + (load_bias(bias_ptr, group, u, slot, K),)
+        for k in tl.static_range(EACH):
+            spans = spans + (load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE),)
+            biases = biases + (load_bias(bias_ptr, group, u_0 + k, slot, K),)
     sums = ()  # of the rows that the windows of a row of y meet
-    for u in tl.static_range(K):
-        sums = sums + (tl.zeros([UNITS, LINE, WIDTH], tl.float32),)
-    last = strip * ROWS + ROWS
-    start = (strip * ROWS + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16
-    for i in range(start, (last - 1 + PADDING) // STRIDE + 1):
-        hidden = load_row(hidden_ptrs, i, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
-        hidden = tl.broadcast_to(tl.expand_dims(hidden, 0), [UNITS, POSITIONS, R])
-        is_read = is_position[None, :, None] & is_channel
-        grad_y = load_row(grad_y_ptrs, i, rows_out, DILATION * grad_y_stride_h, is_read)
+    for _ in tl.static_range(EACH):
+        sums = sums + (tl.zeros([WARPS, LINE, WIDTH], tl.float32),)
+    first = strip * ROWS * FOLD
+    start = (first + PADDING - (EACH - 1) + 16 * STRIDE) // STRIDE - 16
+    for i in range(start, (first + ROWS - 1 + PADDING) // STRIDE + 1):
+        hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
+        hidden = tl.broadcast_to(tl.expand_dims(hidden, 1), [PARTS, UNITS, POSITIONS, R])
+        hidden = tl.reshape(hidden, [WARPS, POSITIONS, R])
+        grad_y = load_row(grad_y_ptrs, i, below_y, rows_out, DILATION * grad_y_stride_h, is_read)
         more = ()
-        for u in tl.static_range(K):
+        for k in tl.static_range(EACH):
             if KEEP_SPAN:
-                span, bias = spans[u], biases[u]
+                span, bias = spans[k], biases[k]
             else:
-                span = load_span(span_ptr, group, u, slot, r, K, R, DTYPE)
-                bias = load_bias(bias_ptr, group, u, slot, K)
-            taps = product(hidden, span, tl.broadcast_to(bias, [UNITS, POSITIONS, SLOTS]), EXACT)
-            band = band_of(taps, shift, odd, LINE, DTYPE)  # [UNITS, POSITIONS, LINE]
-            more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[u], EXACT),)
+                span = load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE)
+                bias = load_bias(bias_ptr, group, u_0 + k, slot, K)
+            taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, POSITIONS, SLOTS]), EXACT)
+            band = band_of(taps, shift, odd, LINE, DTYPE, stretch, FOLD > 1)  # [WARPS, POSITIONS, LINE]
+            more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[k], EXACT),)
         for done in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + done
-            is_written = in_line & (row >= strip * ROWS) & (row < last) & (row < rows)
-            grad_x = more[done].to(grad_x_ptr.dtype.element_ty)
+            is_written = in_line & (row >= first) & (row < first + ROWS) & (row + below_x < rows)
+            grad_x = sum_of_parts(more[done], PARTS).to(grad_x_ptr.dtype.element_ty)
             tl.store(grad_x_ptrs + row * (DILATION * grad_x_stride_h), grad_x, mask=is_written)
         sums = more[STRIDE:]
         for _ in tl.static_range(STRIDE):
-            sums = sums + (tl.zeros([UNITS, LINE, WIDTH], tl.float32),)
+            sums = sums + (tl.zeros([WARPS, LINE, WIDTH], tl.float32),)

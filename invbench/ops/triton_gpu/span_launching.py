@@ -18,8 +18,6 @@ from invbench.ops.triton_gpu.tiling import (
     GRAD_HIDDEN,
     GRAD_SPAN,
     GRAD_X,
-    KEPT_CHANNELS,
-    SPAN_CHANNELS,
     Chip,
     Cut,
     Problem,
@@ -95,7 +93,7 @@ def forward_launch(
             p.N, p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips, cut.tile.rows, cut.tile.images,
             *x.stride(), *hidden.stride(), *y.stride(),
         ),
-        constants=_constants(cut) | {"Q": problem.columns, "KEEP_SPAN": cut.keeps_span},
+        constants=_constants(cut) | _parts(cut) | {"Q": problem.columns, "KEEP_SPAN": cut.keeps_span},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -116,7 +114,7 @@ def grad_x_launch(
             p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips, cut.tile.rows,
             *grad_y.stride(), *hidden.stride(), *grad_x.stride(),
         ),
-        constants=_constants(cut) | {"KEEP_SPAN": cut.keeps_span},
+        constants=_constants(cut) | _parts(cut) | {"ALONE": cut.alone, "KEEP_SPAN": cut.keeps_span},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -166,8 +164,7 @@ def grad_span_launch(
             cut.places, triton.cdiv(cut.places, shares), taps,
             *grad_y.stride(), *x.stride(), *hidden.stride(),
         ),
-        constants=_constants(cut)
-        | {"Q": problem.columns, "R": min(SPAN_CHANNELS, problem.hidden_channels), "ATOMIC": atomic},
+        constants=_constants(cut) | _parts(cut) | {"Q": problem.columns, "ATOMIC": atomic},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -185,8 +182,13 @@ def _constants(cut: Cut) -> dict[str, Any]:
         "R": problem.hidden_channels,
         "SLOTS": problem.slots,
         "UNITS": cut.tile.units,
+        "FOLD": cut.fold,
         "EXACT": INTERPRETED,
     }
+
+
+def _parts(cut: Cut) -> dict[str, int]:
+    return {"PARTS": cut.parts, "EACH": cut.part_rows}
 
 
 @functools.cache
@@ -198,4 +200,4 @@ def chip_of(device: torch.device) -> Chip:
     count = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 0)
     lanes = getattr(properties, "warp_size", 32)
     capability = 10 * getattr(properties, "major", 9) + getattr(properties, "minor", 0)
-    return Chip(count or Chip().multiprocessors, lanes if lanes in KEPT_CHANNELS else 32, capability)
+    return Chip(count or Chip().multiprocessors, lanes if lanes in (32, 64) else 32, capability)

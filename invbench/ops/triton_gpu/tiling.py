@@ -13,19 +13,22 @@ from invbench.ops.library import Window
 
 LINE = 16  # columns of x that a program moves on by: with a stride of 2, it computes half as many positions
 WIDTH = 16  # channels of a unit
-SPAN_CHANNELS = 32  # hidden channels of a program of grad_span
 WARPS_EACH = 8  # warps that keep a multiprocessor busy
 
 FORWARD, GRAD_X, GRAD_HIDDEN, GRAD_SPAN = KERNELS = ("forward", "grad_x", "grad_hidden", "grad_span")
 # With the weight given.
 BANDED_FORWARD, BANDED_GRAD_X, BANDED_GRAD_WEIGHT = BANDED = ("forward of weight", "grad_x of weight", "grad_weight")
 
-# The most hidden channels with which a warp, by its number of lanes, keeps a group's span in registers or in shared
-# memory, beside what else it keeps there; with more, it would spill.
-KEPT_CHANNELS = {
-    32: {FORWARD: 64, GRAD_X: 64, GRAD_HIDDEN: 16, GRAD_SPAN: 0},
-    64: {FORWARD: 16, GRAD_X: 16, GRAD_HIDDEN: 16, GRAD_SPAN: 0},
-}
+# The most hidden channels with which a warp of 64 lanes, and one of grad_hidden, keeps a group's span in registers or
+# in shared memory, beside what else it keeps there; with more, it would spill.
+KEPT_CHANNELS = 16
+# The most registers of a thread for what a warp of 32 lanes keeps of window rows: of x or sums, and of the span.
+KEPT_REGISTERS = 112
+# Likewise for what a warp of grad_span keeps: sums for the span and the bias, and x.
+SUM_REGISTERS = 140
+MOST_PARTS = 8  # of a window's rows
+MOST_WARPS = 8  # of a program
+MOST_ASKED = 1.5  # times the least bytes, for the default cut of the forward pass, where a cut asks for as little
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program computes: ``units``, and ``rows`` of a line, of ``images`` (forward only)."""
+    """What one program computes: ``units``, and ``rows`` of a line (of each strip in it, where it is folded), of
+    ``images`` (forward only)."""
 
     units: int
     rows: int
@@ -138,6 +142,43 @@ class Cut:
         return (window.stride - 1) * (window.K // 2 % 2) if self.of_x else 0
 
     @property
+    def alone(self) -> bool:
+        """Whether a line is the only one of its image, so that windows on no other positions meet it."""
+        return self.problem.window.stride == 1 and max(self.problem.residues(self.problem.W)) <= LINE
+
+    @property
+    def fold(self) -> int:
+        """Strips that lie side by side in a line: 2 where the image is so narrow that windows on half of a line's
+        positions read half of its columns, and of more than a row."""
+        p = self.problem
+        is_narrow = max(p.residues(p.W)) <= LINE // 2 and max(p.residues(p.H)) > 1
+        return 2 if is_narrow and p.window.stride == 1 and p.slots == LINE // 2 else 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of a window's rows, each for a warp of its own: as many as it takes for registers to suffice."""
+        R, part = self.problem.hidden_channels, 1
+        if self.kernel == GRAD_SPAN:
+            each, most = R // 4 + 12, SUM_REGISTERS
+        elif self.kernel in (FORWARD, GRAD_X) and self.chip.lanes == 32:
+            each, most = R // 8 + 8, KEPT_REGISTERS
+        else:
+            return 1
+        while part < MOST_PARTS and self._rows_of(part) * each > most:
+            part *= 2
+        return part
+
+    @property
+    def part_rows(self) -> int:
+        """Window rows of a part."""
+        return self._rows_of(self.parts)
+
+    def _rows_of(self, parts: int) -> int:
+        K, stride = self.problem.window.K, self.problem.window.stride
+        # At least as many as a warp reads anew for a row of y; for grad_x, as many as rows of y can lie apart.
+        return K if parts == 1 else triton.cdiv(triton.cdiv(K, parts), stride) * stride
+
+    @property
     def lines(self) -> int:
         """Lines side by side."""
         if self.of_x:
@@ -146,9 +187,9 @@ class Cut:
 
     @property
     def strips(self) -> int:
-        """Strips one below the other."""
+        """Strips one below the other; of those in a folded line, one."""
         rows = self.problem.H if self.of_x else self.problem.H_out
-        return triton.cdiv(max(self.problem.residues(rows)), self.tile.rows)
+        return triton.cdiv(max(self.problem.residues(rows)), self.tile.rows * self.fold)
 
     @property
     def places(self) -> int:
@@ -157,27 +198,25 @@ class Cut:
         return self.lines * self.strips * images
 
     @property
-    def hidden_blocks(self) -> int:
-        """Blocks of hidden channels, of which a program of grad_span has one."""
-        return triton.cdiv(self.problem.r, SPAN_CHANNELS) if self.kernel == GRAD_SPAN else 1
-
-    @property
     def keeps_span(self) -> bool:
         """Whether a warp keeps what it needs of the span in registers."""
-        return self.problem.hidden_channels <= KEPT_CHANNELS[self.chip.lanes].get(self.kernel, 0)
+        R = self.problem.hidden_channels
+        if self.kernel == GRAD_HIDDEN or self.chip.lanes != 32:
+            return R <= KEPT_CHANNELS
+        return self.part_rows * (R // 8 + 8) <= KEPT_REGISTERS
 
     @property
     def num_warps(self) -> int:
-        """Warps of a program: one for each unit, or more where one alone would spill."""
-        if self.problem.hidden_channels <= 64 or self.kernel not in (FORWARD, GRAD_X):
-            return self.tile.units
-        return (2 if self.chip.lanes == 64 and self.kernel == FORWARD else 4) * self.tile.units
+        """Warps of a program: one for each unit and part, or more where one alone would spill."""
+        if self.chip.lanes == 64 and self.problem.hidden_channels > 64 and self.kernel in (FORWARD, GRAD_X):
+            return (2 if self.kernel == FORWARD else 4) * self.tile.units
+        return self.tile.units * self.parts
 
     @property
     def programs(self) -> int:
         """Programs to launch; for grad_span those of one share."""
         if self.kernel == GRAD_SPAN:
-            return self.unit_blocks * self.hidden_blocks
+            return self.unit_blocks
         return self.places * (1 if self.kernel == GRAD_HIDDEN else self.unit_blocks)
 
     def asked(self, size: int, parameter_size: int, shares: int = 1) -> Counter[str]:
@@ -200,11 +239,11 @@ class Cut:
         taps = p.units * K * K * parameter_size  # of bias, once for each unit
         if self.kernel == GRAD_X:
             of_y = self._asked_for_x()
-            times = self._span_times(self.lines * p.images * sum(b - a for a, b in self._rows_for_x()))
+            steps = self.lines * p.images * sum(end - first for first, end in self.walks_for_x())
             written = sum(p.residues(p.H)) * sum(p.residues(p.W))
             return Counter(
                 grad_y=image * p.C * of_y, hidden=image * p.r * of_y * self.unit_blocks, grad_x=image * p.C * written,
-                span=times * taps * p.r, bias=times * taps,
+                span=self._span_times(steps) * taps * p.r, bias=self._span_times(steps) * taps,
             )  # fmt: skip
         if self.kernel == GRAD_HIDDEN:
             return Counter(
@@ -214,7 +253,7 @@ class Cut:
         if self.kernel == GRAD_SPAN:
             found = shares * p.units * K * K * 4
             return Counter(
-                x=image * p.C * of_x * self.hidden_blocks, grad_y=image * p.C * of_y * self.hidden_blocks,
+                x=image * p.C * of_x, grad_y=image * p.C * of_y * self.parts,
                 hidden=image * p.r * of_y * self.unit_blocks, grad_span=found * p.r, grad_bias=found,
             )  # fmt: skip
         times = self._span_times(self.lines * self.strips * p.images * self.tile.rows)
@@ -227,11 +266,16 @@ class Cut:
         """How often the span is read: by each program, or for each of its rows."""
         return self.places if self.keeps_span else rows
 
+    def _part_tops(self) -> list[int]:
+        """The first window row of each part."""
+        return [part * self.part_rows for part in range(self.parts)]
+
     def _asked_of_x(self) -> int:
         """Pixels of a whole image that programs with positions of y ask for, of one channel."""
         p, stride, K = self.problem, self.problem.window.stride, self.problem.window.K
-        height, width = (self.tile.rows - 1) * stride + K, LINE - stride + K
-        tops = [strip * self.tile.rows * stride - K // 2 for strip in range(self.strips)]
+        height, width = (self.tile.rows - 1) * stride + self.part_rows, LINE - stride + K
+        strips = range(self.strips * self.fold)
+        tops = [strip * self.tile.rows * stride - K // 2 + u for strip in strips for u in self._part_tops()]
         lefts = [line * LINE - K // 2 for line in range(self.lines)]
         rows = sum(_inside(top, top + height, size) for size in p.residues(p.H) for top in tops)
         return rows * sum(_inside(left, left + width, size) for size in p.residues(p.W) for left in lefts)
@@ -241,14 +285,18 @@ class Cut:
         p, stride, K = self.problem, self.problem.window.stride, self.problem.window.K
         lefts = [(line * LINE - self.margin + K // 2 - (K - 1)) // stride for line in range(self.lines)]
         width = triton.cdiv(LINE + K - 1, stride)
-        rows = sum(_inside(first, end, size) for size in p.residues(p.H_out) for first, end in self._rows_for_x())
+        folds = [fold * self.tile.rows for fold in range(self.fold)]
+        belows = [below - u // stride for below in folds for u in self._part_tops()]
+        walks = [(first + below, end + below) for first, end in self.walks_for_x() for below in belows]
+        rows = sum(_inside(first, end, size) for size in p.residues(p.H_out) for first, end in walks)
         return rows * sum(_inside(left, left + width, size) for size in p.residues(p.W_out) for left in lefts)
 
-    def _rows_for_x(self) -> list[tuple[int, int]]:
-        """The rows of y, from the first to before the second, that each strip of grad_x walks down."""
+    def walks_for_x(self) -> list[tuple[int, int]]:
+        """The rows of y, from the first to before the second, that programs of each strip of grad_x walk down."""
         stride, K, rows = self.problem.window.stride, self.problem.window.K, self.tile.rows
-        tops = [strip * rows for strip in range(self.strips)]
-        return [((top + K // 2 - (K - 1)) // stride, (top + rows - 1 + K // 2) // stride + 1) for top in tops]
+        tops = [strip * rows * self.fold for strip in range(self.strips)]
+        last = self.part_rows - 1
+        return [((top + K // 2 - last) // stride, (top + rows - 1 + K // 2) // stride + 1) for top in tops]
 
 
 def _inside(first: int, end: int, size: int) -> int:
@@ -258,8 +306,19 @@ def _inside(first: int, end: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def default_cut(kernel: str, problem: Problem, chip: Chip) -> Cut:
-    """The cut of the least ``cost``; of equals the one with more units, whose loads are longer."""
-    return min(cuts(kernel, problem, chip), key=lambda cut: (cost(cut), -cut.tile.units))
+    """The cut of the least ``cost``; of equals the one with more units, whose loads are longer.
+
+    The forward pass has one that asks for at most ``MOST_ASKED`` times the least bytes, where any cut does: fewer
+    programs then read the span less often, even if they leave multiprocessors idle.
+    """
+    least = 2 * problem.N * (problem.C * (problem.H * problem.W + problem.H_out * problem.W_out))
+    least += 2 * problem.N * problem.r * problem.H_out * problem.W_out
+
+    def rank(cut: Cut) -> tuple[bool, float, int]:
+        is_greedy = kernel == FORWARD and cut.asked(2, 2).total() > MOST_ASKED * least
+        return is_greedy, cost(cut), -cut.tile.units
+
+    return min(cuts(kernel, problem, chip), key=rank)
 
 
 def cost(cut: Cut) -> float:
@@ -276,10 +335,11 @@ def cost(cut: Cut) -> float:
 def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
     # Programs of many registers have few warps.
-    most = 8 if chip.lanes == 32 and kernel != GRAD_HIDDEN else 4
+    most = MOST_WARPS if chip.lanes == 32 and kernel != GRAD_HIDDEN else MOST_WARPS // 2
     most = min(most, 4) if chip.is_short_of_registers and kernel == FORWARD else most
-    if problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
-        most = 1 if chip.lanes == 64 or (kernel == GRAD_X and chip.is_short_of_registers) else 2
+    if chip.lanes == 64 and problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
+        most = 1
+    most = max(1, most // Cut(kernel, problem, Tile(1, 1), chip).parts)
     choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
@@ -289,6 +349,7 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
         return
     of_x = kernel in (GRAD_X, BANDED_GRAD_X)
     whole = max(problem.residues(problem.H if of_x else problem.H_out))
+    whole = triton.cdiv(whole, Cut(kernel, problem, Tile(1, 1), chip).fold)
     for units in choices:
         rows = whole
         while True:

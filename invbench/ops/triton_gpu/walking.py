@@ -5,6 +5,12 @@ group's weight is made once for each of its units. A program walks down a strip 
 x, or with a stride of 2 eight positions of y. To read a row of the image once for the K rows of windows that need it,
 it keeps the last rows; to write grad_x, it keeps the sums of the rows that are not complete yet.
 
+An image of up to 8 columns would leave half of a line empty. There a line is folded: FOLD = 2 strips, one below the
+other, lie side by side in it.
+
+Where one warp cannot keep what it needs of all K window rows, the window has PARTS parts of EACH rows, each with a warp
+of its own; their results are added. Warps stand in the order of parts, and then of units.
+
 Windows are at most 15 wide; strides are 1 or 2, and at most K. With a dilation d, rows and columns that lie d apart are
 an image of their own: there are d*d of them, without dilation.
 """
@@ -36,13 +42,31 @@ def place_of(program, unit_blocks, lines, strips, DILATION: tl.constexpr):
 
 
 @triton.jit
-def channels_of(unit_block, GROUP_CHANNELS: tl.constexpr, UNITS: tl.constexpr):
-    """The units' groups [UNITS], their channels [UNITS, 1, WIDTH], and whether there are such."""
+def channels_of(unit_block, GROUP_CHANNELS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr = 1):
+    """The warps' groups [PARTS*UNITS], their channels [PARTS*UNITS, 1, WIDTH], and whether there are such."""
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + WIDTH - 1) // WIDTH
-    unit = unit_block * UNITS + tl.arange(0, UNITS)
+    unit = unit_block * UNITS + tl.arange(0, PARTS * UNITS) % UNITS
     member = ((unit % BLOCKS) * WIDTH)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
     group = unit // BLOCKS
     return group, group[:, None, None] * GROUP_CHANNELS + member, member < GROUP_CHANNELS
+
+
+@triton.jit
+def window_row_of(PARTS: tl.constexpr, UNITS: tl.constexpr, EACH: tl.constexpr):
+    """The first window row of each warp: [PARTS*UNITS, 1, 1], or a plain zero."""
+    row = 0
+    if PARTS > 1:
+        row = ((tl.arange(0, PARTS * UNITS) // UNITS) * EACH)[:, None, None]
+    return row
+
+
+@triton.jit
+def sum_of_parts(results, PARTS: tl.constexpr):
+    """The units' results [UNITS, M, WIDTH], from those of the warps [PARTS*UNITS, M, WIDTH]."""
+    if PARTS > 1:
+        UNITS: tl.constexpr = results.shape[0] // PARTS
+        results = tl.sum(tl.reshape(results, [PARTS, UNITS, results.shape[1], results.shape[2]]), 0)
+    return results
 
 
 @triton.jit
@@ -55,9 +79,9 @@ def columns_of(M: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def load_row(ptrs, row, rows, stride, inside):
-    """A row of an image at ptrs, zeros where it is outside."""
-    return tl.load(ptrs + row * stride, mask=inside & (row >= 0) & (row < rows), other=0)
+def load_row(ptrs, row, below, rows, stride, inside):
+    """A row of an image at ptrs, and of those that are that far below it; zeros where they are outside."""
+    return tl.load(ptrs + row * stride, mask=inside & (row + below >= 0) & (row + below < rows), other=0)
 
 
 @triton.jit
@@ -68,29 +92,53 @@ def extents_of(H, W, H_out, W_out, row_0, column_0, DILATION: tl.constexpr):
 
 
 @triton.jit
-def line_of_y(line, columns, columns_out, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr):
-    """A line's positions, each one's shift and oddness, and whether there is such, [16] each; the columns of x that
-    their windows read, and whether there are such, [Q] each, Q being a power of two."""
+def line_of_y(
+    line, columns, columns_out, ROWS, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, FOLD: tl.constexpr
+):  # fmt: skip
+    """A line's positions, [16] each: the column, its shift and oddness, how far it lies below, and whether there is
+    such; and the columns of x that their windows read, [Q] each, Q being a power of two: the column, how far it lies
+    below, and whether there is such. What is below is a plain zero where no line is folded."""
+    PADDING: tl.constexpr = K // 2
     position, shift, odd = columns_of(16, STRIDE)
-    j = line * (16 // STRIDE) + position
-    q = line * 16 - K // 2 + tl.arange(0, Q)
-    is_column = (q >= 0) & (q < min(columns, line * 16 + 16 - STRIDE - K // 2 + K))
+    j = line * 16 // STRIDE + position
+    q = line * 16 - PADDING + tl.arange(0, Q)
+    below, below_q = 0, 0
+    if FOLD > 1:
+        j, q = position % (16 // FOLD), tl.arange(0, Q) % (Q // FOLD) - PADDING
+        below, below_q = position // (16 // FOLD) * ROWS, tl.arange(0, Q) // (Q // FOLD) * ROWS
+        shift += position // (16 // FOLD) * ((Q - 16) // FOLD // 2)
+    is_column = (q >= 0) & (q < min(columns, line * 16 + 16 // FOLD - STRIDE - PADDING + K))
     is_position = j < columns_out
     if STRIDE > 1:  # there are eight
         is_position = is_position & (position < 16 // STRIDE)
-    return j, shift, odd, is_position, q, is_column
+    return j, shift, odd, below, is_position, q, below_q, is_column
 
 
 @triton.jit
-def line_of_x(line, columns, columns_out, K: tl.constexpr, STRIDE: tl.constexpr):
-    """The positions whose windows meet a line of grad_x, each one's shift, counted from the line, and oddness, and
-    whether there is such, [32 // STRIDE] each; the line's columns, and whether there are such, [16] each."""
+def line_of_x(
+    line, columns, columns_out, ROWS, K: tl.constexpr, STRIDE: tl.constexpr, ALONE: tl.constexpr, FOLD: tl.constexpr
+):  # fmt: skip
+    """The positions whose windows meet a line of grad_x, [32 // STRIDE] each, or [16] where it is ALONE, the only line
+    of its image: the column, its shift, counted from the line, and oddness, how far it lies below, and whether there is
+    such; and the line's columns, [16] each: the column, how far it lies below, and whether there is such."""
     PADDING: tl.constexpr = K // 2
-    position, shift, odd = columns_of(32 // STRIDE, STRIDE)
-    # With a stride of 2, the line begins where a window begins K - 1 columns, an even number, before it.
-    left = line * 16 - (STRIDE - 1) * (PADDING % 2)
-    # Division truncates, so what is divided must not be negative.
-    j = (left + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
-    is_position = (j >= 0) & (j < columns_out) & (position * STRIDE < 16 + K - 1)
-    q = left + tl.arange(0, 16)
-    return j, shift - (K - 1) // 2, odd, is_position, q, (q >= 0) & (q < columns)
+    below, below_q = 0, 0
+    if ALONE:
+        position, shift, odd = columns_of(16, 1)
+        j, q = position % (16 // FOLD), tl.arange(0, 16) % (16 // FOLD)
+        # The window of a position begins PADDING columns before it.
+        odd = (odd + PADDING) % 2
+        shift = (position - PADDING - odd) // 2  # of an even number: nothing to truncate
+        is_position = j < columns_out
+        if FOLD > 1:
+            below, below_q = position // (16 // FOLD) * ROWS, tl.arange(0, 16) // (16 // FOLD) * ROWS
+    else:
+        position, shift, odd = columns_of(32 // STRIDE, STRIDE)
+        shift -= (K - 1) // 2
+        # With a stride of 2, the line begins where a window begins K - 1 columns, an even number, before it.
+        left = line * 16 - (STRIDE - 1) * (PADDING % 2)
+        # Division truncates, so what is divided must not be negative.
+        j = (left + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
+        is_position = (j >= 0) & (j < columns_out) & (position * STRIDE < 16 + K - 1)
+        q = left + tl.arange(0, 16)
+    return j, shift, odd, below, is_position, q, below_q, (q >= 0) & (q < columns)
