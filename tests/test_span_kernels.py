@@ -292,8 +292,12 @@ def launch_of(
         grad_hidden = empty_image(hidden, hidden.shape[2:])
         launch = span_launching.grad_hidden_launch(grad_y, x, generator, grad_hidden, window, cut)
         return launch, {"hidden": grad_hidden}
-    launch, grad_span, grad_bias = span_launching.grad_span_launch(grad_y, x, hidden, generator, window, atomic, cut)
-    return launch, {"span": grad_span, "bias": grad_bias}
+    cut = cut or tiling.default_cut(kernel, case.problem, Chip())
+    grad_hidden = empty_image(hidden, hidden.shape[2:])
+    launch, grad_span, grad_bias = span_launching.grad_span_launch(
+        grad_y, x, hidden, generator, grad_hidden, window, atomic, cut
+    )
+    return launch, {"span": grad_span, "bias": grad_bias} | ({"hidden": grad_hidden} if cut.with_hidden else {})
 
 
 def compute(
@@ -303,7 +307,7 @@ def compute(
     launch, found = launch_of(kernel, case, tensors, cut, atomic)
     launch.run(tensors.x.device)
     if kernel == tiling.GRAD_SPAN and not atomic:
-        return {name: parts.sum((0, 1)) for name, parts in found.items()}
+        return {name: parts if name == "hidden" else parts.sum((0, 1)) for name, parts in found.items()}
     return found
 
 

@@ -102,16 +102,19 @@ class TritonSpanKernels:
         )  # fmt: skip
 
         def span_launch(cut: Cut) -> tuple[Launch, Tensor, Tensor]:
-            return span_launching.grad_span_launch(grad_y, x, hidden, generator, window, self.atomic, cut)
+            return span_launching.grad_span_launch(
+                grad_y, x, hidden, generator, found_hidden, window, self.atomic, cut
+            )
 
         # By sums of other tiles, other bits: no choice of tuning may change them, unless nothing repeats anyway.
         cut = self.tuner.cut(task, lambda cut: span_launch(cut)[0]) if self.atomic else task.default
         launch, grad_span, grad_bias = span_launch(cut)
         launch.run(x.device)
+        if not cut.with_hidden:
+            span_launching.grad_hidden_launch(grad_y, x, generator, found_hidden, window).run(x.device)
         x_launch = partial(span_launching.grad_x_launch, grad_y, hidden, generator, found_x, window)
         task = replace(task, kernel=GRAD_X, atomic=False)
         x_launch(self.tuner.cut(task, x_launch)).run(x.device)
-        span_launching.grad_hidden_launch(grad_y, x, generator, found_hidden, window).run(x.device)
         grad_x = grad_x if found_x is grad_x else grad_x.copy_(found_x)
         grad_hidden = grad_hidden if found_hidden is grad_hidden else grad_hidden.copy_(found_hidden)
         if self.atomic:

@@ -118,7 +118,7 @@ def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) 
         return span_launching.grad_x_launch(image, hidden, generator, image, WINDOW, cut)
     if kernel == GRAD_HIDDEN:
         return span_launching.grad_hidden_launch(image, image, generator, hidden, WINDOW, cut)
-    return span_launching.grad_span_launch(image, image, hidden, generator, WINDOW, cut=cut)[0]
+    return span_launching.grad_span_launch(image, image, hidden, generator, hidden, WINDOW, cut=cut)[0]
 
 
 def _banded_launch(kernel: str, taps_last: bool, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:

@@ -23,6 +23,23 @@ from invbench.ops.triton_gpu.walking import (
 )  # fmt: skip
 
 
+@triton.jit
+def load_terms(span_ptr, group, u, r, K: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr, DTYPE: tl.constexpr):
+    """The span's rows for the window rows from u on whose taps ``terms_of`` joins: [UNITS, R, 16]."""
+    AT_ONCE: tl.constexpr = 16 // SLOTS
+    term = tl.arange(0, 16)
+    return load_span(span_ptr, group, u + (term % AT_ONCE)[None, None, :], term // AT_ONCE, r, K, R, DTYPE)
+
+
+@triton.jit
+def terms_of(taps, next_taps, AT_ONCE: tl.constexpr):
+    """What matrix units sum over at once [UNITS, LINE, 16]: the taps [UNITS, LINE, SLOTS] of two window rows, by turns,
+    or of one that has as many slots."""
+    if AT_ONCE == 2:
+        taps = tl.reshape(tl.join(taps, next_taps), [taps.shape[0], taps.shape[1], 16])
+    return taps
+
+
 @triton.jit(do_not_specialize=SIZES)
 def span_grad_hidden_kernel(
     grad_y_ptr,  # [N, C, H_out, W_out]
@@ -41,7 +58,7 @@ def span_grad_hidden_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
-    TERMS: tl.constexpr = max(16, SLOTS)  # matrix units sum over 16 at least
+    AT_ONCE: tl.constexpr = 16 // SLOTS  # window rows: matrix units sum over 16 terms at least
     alone, line, strip, row_0, column_0, n = place_of(tl.program_id(0), 1, lines, strips, DILATION)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
@@ -56,19 +73,17 @@ def span_grad_hidden_kernel(
     x_ptrs += q[None, None, :] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
     grad_y_ptrs += j[None, :, None] * (DILATION * grad_y_stride_w) + below_y * (DILATION * grad_y_stride_h)
-    # Taps stand in every second of TERMS columns where there are more of these than slots.
-    term = tl.arange(0, TERMS)
-    term_tap = tl.where(term % (TERMS // SLOTS) == 0, term // (TERMS // SLOTS), K)
-
-    sums = ()
+    sums, waiting = (), ()
     for _ in tl.static_range(HEIGHT):
         sums = sums + (tl.zeros([UNITS, LINE, R], tl.float32),)
+        waiting = waiting + (tl.zeros([UNITS, LINE, SLOTS], DTYPE),)
+    nothing = tl.zeros([UNITS, LINE, SLOTS], DTYPE)
     for unit_block in range(unit_blocks):
         group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
         spans = ()
         if KEEP_SPAN:
-            for u in tl.static_range(K):
-                spans = spans + (load_span(span_ptr, group, u, term_tap, r, K, R, DTYPE),)
+            for u in tl.static_range(0, K, AT_ONCE):
+                spans = spans + (load_terms(span_ptr, group, u, r, K, R, SLOTS, DTYPE),)
         grad_ys = ()
         for k in tl.static_range(HEIGHT):
             ptrs, is_read = grad_y_ptrs + c * grad_y_stride_c, in_line & is_channel
@@ -78,21 +93,25 @@ def span_grad_hidden_kernel(
         for t in tl.static_range(STRIDE * (HEIGHT - 1) + K):
             row = first * STRIDE - PADDING + t
             x = load_row(x_ptrs + c * x_stride_c, row, below_x, rows, DILATION * x_stride_h, in_columns & is_channel)
-            more = ()
+            more, later = (), ()
             for k in tl.static_range(HEIGHT):
-                total = sums[k]
+                total, taps = sums[k], waiting[k]
                 if t >= STRIDE * k and t < STRIDE * k + K:
                     band = product(grad_ys[k], x, tl.zeros([UNITS, LINE, Q], tl.float32), EXACT)
-                    taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
-                    if TERMS > SLOTS:
-                        taps = tl.reshape(tl.join(taps, tl.zeros_like(taps)), [UNITS, LINE, TERMS])
-                    if KEEP_SPAN:
-                        span = spans[t - STRIDE * k]
-                    else:
-                        span = load_span(span_ptr, group, t - STRIDE * k, term_tap, r, K, R, DTYPE)  # [UNITS, R, TERMS]
-                    total = product(taps, tl.permute(span, [0, 2, 1]), total, EXACT)
-                more = more + (total,)
-            sums = more
+                    before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE)
+                    if (t - STRIDE * k) % AT_ONCE == AT_ONCE - 1 or t - STRIDE * k == K - 1:
+                        if KEEP_SPAN:
+                            span = spans[(t - STRIDE * k) // AT_ONCE]
+                        else:
+                            u = (t - STRIDE * k) // AT_ONCE * AT_ONCE
+                            span = load_terms(span_ptr, group, u, r, K, R, SLOTS, DTYPE)
+                        if (t - STRIDE * k) % AT_ONCE == 1:
+                            terms = terms_of(before, taps, AT_ONCE)
+                        else:
+                            terms = terms_of(taps, nothing, AT_ONCE)
+                        total = product(terms, tl.permute(span, [0, 2, 1]), total, EXACT)
+                more, later = more + (total,), later + (taps,)
+            sums, waiting = more, later
     channel = tl.arange(0, R)[None, :]
     ptrs = grad_hidden_ptr + n * grad_hidden_stride_n + row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
     ptrs += channel * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
@@ -108,27 +127,36 @@ def span_grad_span_kernel(
     grad_y_ptr,  # [N, C, H_out, W_out]
     x_ptr,  # [N, C, H, W]
     hidden_ptr,  # [N, r, H_out, W_out]
+    span_ptr,  # [G*K*K, r], dense
+    grad_hidden_ptr,  # [N, r, H_out, W_out]
     grad_span_ptr,  # [SHARES, BLOCKS, G*K*K, r] float32, dense; with ATOMIC [G*K*K, r], zeros
     grad_bias_ptr,  # [SHARES, BLOCKS, G*K*K] float32, dense; with ATOMIC [G*K*K], zeros
     H, W, H_out, W_out, unit_blocks, lines, strips, ROWS, tiles, tiles_each, taps_all,
     grad_y_stride_n, grad_y_stride_c, grad_y_stride_h, grad_y_stride_w,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     hidden_stride_n, hidden_stride_c, hidden_stride_h, hidden_stride_w,
+    grad_hidden_stride_n, grad_hidden_stride_c, grad_hidden_stride_h, grad_hidden_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
     R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
-    PARTS: tl.constexpr, EACH: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, WITH_HIDDEN: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write what a share of the tiles gives to the gradients of span and bias for UNITS units."""
+    """Write what a share of the tiles gives to the gradients of span and bias for UNITS units, and WITH_HIDDEN, where
+    these are all units, grad_hidden of the tiles."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
     BLOCKS: tl.constexpr = (GROUP_CHANNELS + WIDTH - 1) // WIDTH
     WARPS: tl.constexpr = PARTS * UNITS
+    AT_ONCE: tl.constexpr = 16 // SLOTS
     unit_block = tl.program_id(0) % unit_blocks
     share = tl.program_id(0) // unit_blocks
     channel = tl.arange(0, R)[:, None]
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
     u_0 = window_row_of(PARTS, UNITS, EACH)
+    spans, nothing = (), tl.zeros([WARPS, LINE, SLOTS], DTYPE)
+    if WITH_HIDDEN:
+        for k in tl.static_range(0, EACH, AT_ONCE):
+            spans = spans + (load_terms(span_ptr, group, u_0 + k, r, K, R, SLOTS, DTYPE),)
     for_span, for_bias = (), ()
     for _ in tl.static_range(EACH):
         for_span = for_span + (tl.zeros([WARPS, R, SLOTS], tl.float32),)
@@ -152,6 +180,14 @@ def span_grad_span_kernel(
         hidden_ptrs = hidden_ptr + n * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
         hidden_ptrs += channel * hidden_stride_c + j[None, :] * (DILATION * hidden_stride_w)
         hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+        grad_hidden_ptrs = grad_hidden_ptr + n * grad_hidden_stride_n
+        if WITH_HIDDEN:
+            grad_hidden_ptrs += row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
+            grad_hidden_ptrs += tl.trans(channel) * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
+            in_grad_hidden, below_grad_hidden = is_position[:, None] & (tl.trans(channel) < r), 0
+            if FOLD > 1:
+                below_grad_hidden = below[:, None]
+            grad_hidden_ptrs += below_grad_hidden * (DILATION * grad_hidden_stride_h)
         first = strip * ROWS * FOLD
         kept = ()
         for k in tl.static_range(EACH - STRIDE):
@@ -164,15 +200,26 @@ def span_grad_span_kernel(
             for fresh in tl.static_range(STRIDE):
                 row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
                 kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
-            more_span, more_bias = (), ()
+            more_span, more_bias, taps = (), (), nothing
+            grad_hidden = tl.zeros([WARPS, LINE, R], tl.float32)
             for k in tl.static_range(EACH):
                 band = tl.zeros([WARPS, LINE, Q], tl.float32)
                 band = product(grad_y, tl.permute(kept[k], [0, 2, 1]), band, EXACT)
-                taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
+                before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE)
+                if WITH_HIDDEN and (k % AT_ONCE == AT_ONCE - 1 or k == EACH - 1):
+                    terms = terms_of(before, taps, AT_ONCE) if k % AT_ONCE == 1 else terms_of(taps, nothing, AT_ONCE)
+                    span = tl.permute(spans[k // AT_ONCE], [0, 2, 1])
+                    grad_hidden = product(terms, span, grad_hidden, EXACT)
                 more_span = more_span + (product(hidden, taps, for_span[k], EXACT),)
                 more_bias = more_bias + (for_bias[k] + taps.to(tl.float32),)
             for_span, for_bias = more_span, more_bias
             kept = kept[STRIDE:]
+            if WITH_HIDDEN:
+                tl.store(
+                    grad_hidden_ptrs + i * (DILATION * grad_hidden_stride_h),
+                    tl.sum(grad_hidden, 0).to(grad_hidden_ptr.dtype.element_ty),
+                    mask=in_grad_hidden & (i + below_grad_hidden < rows_out),
+                )
     slot = tl.arange(0, SLOTS)[None, None, :]
     unit = unit_block * UNITS + tl.arange(0, WARPS) % UNITS
     if not ATOMIC:

@@ -142,11 +142,12 @@ def grad_hidden_launch(
 
 
 def grad_span_launch(
-    grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, window: Window, atomic: bool = False,
-    cut: Cut | None = None,
+    grad_y: Tensor, x: Tensor, hidden: Tensor, generator: Generator, grad_hidden: Tensor, window: Window,
+    atomic: bool = False, cut: Cut | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:  # fmt: skip
     """Write the gradients of span [..., G*K*K, r] and bias [..., G*K*K], which sum over what comes first, from grad_y
-    [N, C, H_out, W_out], x [N, C, H, W] and hidden [N, r, H_out, W_out]; with ``atomic`` there is nothing to sum."""
+    [N, C, H_out, W_out], x [N, C, H, W] and hidden [N, r, H_out, W_out]; with ``atomic`` there is nothing to sum. Where
+    the cut is ``with_hidden``, grad_hidden [N, r, H_out, W_out] is written, too."""
     problem = problem_of(tuple(x.shape), tuple(grad_y.shape), generator, window)
     cut = cut or default_cut(GRAD_SPAN, problem, chip_of(x.device))
     p, shares = problem, shares_of(cut)
@@ -159,12 +160,13 @@ def grad_span_launch(
         kernel=span_gradients.span_grad_span_kernel,
         programs=cut.programs * shares,
         arguments=(
-            grad_y, x, hidden, grad_span, grad_bias,
+            grad_y, x, hidden, generator.span, grad_hidden, grad_span, grad_bias,
             p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips, cut.tile.rows,
             cut.places, triton.cdiv(cut.places, shares), taps,
-            *grad_y.stride(), *x.stride(), *hidden.stride(),
+            *grad_y.stride(), *x.stride(), *hidden.stride(), *grad_hidden.stride(),
         ),
-        constants=_constants(cut) | _parts(cut) | {"Q": problem.columns, "ATOMIC": atomic},
+        constants=_constants(cut) | _parts(cut)
+        | {"Q": problem.columns, "WITH_HIDDEN": cut.with_hidden, "ATOMIC": atomic},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip

@@ -161,7 +161,7 @@ class Cut:
         if self.kernel == GRAD_SPAN:
             each, most = R // 4 + 12, SUM_REGISTERS
         elif self.kernel in (FORWARD, GRAD_X) and self.chip.lanes == 32:
-            each, most = R // 8 + 8, KEPT_REGISTERS
+            each, most = R // 8 + 8, KEPT_REGISTERS - 8 * (self.fold - 1)
         else:
             return 1
         while part < MOST_PARTS and self._rows_of(part) * each > most:
@@ -201,9 +201,15 @@ class Cut:
     def keeps_span(self) -> bool:
         """Whether a warp keeps what it needs of the span in registers."""
         R = self.problem.hidden_channels
-        if self.kernel == GRAD_HIDDEN or self.chip.lanes != 32:
+        if self.kernel in (GRAD_HIDDEN, GRAD_SPAN) or self.chip.lanes != 32:
             return R <= KEPT_CHANNELS
         return self.part_rows * (R // 8 + 8) <= KEPT_REGISTERS
+
+    @property
+    def with_hidden(self) -> bool:
+        """Whether programs of grad_span, which have all units then, write grad_hidden, too."""
+        would_spill = self.chip.is_short_of_registers and self.fold > 1
+        return self.kernel == GRAD_SPAN and self.keeps_span and self.unit_blocks == 1 and not would_spill
 
     @property
     def num_warps(self) -> int:
@@ -252,10 +258,13 @@ class Cut:
             )  # fmt: skip
         if self.kernel == GRAD_SPAN:
             found = shares * p.units * K * K * 4
-            return Counter(
+            asked = Counter(
                 x=image * p.C * of_x, grad_y=image * p.C * of_y * self.parts,
                 hidden=image * p.r * of_y * self.unit_blocks, grad_span=found * p.r, grad_bias=found,
             )  # fmt: skip
+            if self.with_hidden:
+                asked.update(grad_hidden=image * p.r * of_y, span=shares * taps * p.r)
+            return asked
         times = self._span_times(self.lines * self.strips * p.images * self.tile.rows)
         return Counter(
             x=image * p.C * of_x, hidden=image * p.r * of_y * self.unit_blocks, y=image * p.C * of_y,
@@ -341,6 +350,8 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
         most = 1
     most = max(1, most // Cut(kernel, problem, Tile(1, 1), chip).parts)
     choices = [units for units in (1, 2, 4, 8) if units <= most and problem.units % units == 0]
+    if kernel == GRAD_SPAN and Cut(kernel, problem, Tile(choices[-1], 1), chip).with_hidden:
+        choices = choices[-1:]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
         sums = 96 if chip.is_short_of_registers else 128
