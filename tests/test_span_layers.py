@@ -54,7 +54,7 @@ def forward_operators(layer: Involution2d, x: Tensor, mode: str, autocast: bool 
 
 ROWS = pairwise(
     ((4, 1), (10, 2), (16, 2), (16, 1), (17, 1), (40, 1)),  # C, G
-    (1, 3, 5, 7), ((1, 1), (2, 1), (1, 2)),  # K; stride, dilation
+    (1, 3, 5, 7, 11), ((1, 1), (2, 1), (1, 2)),  # K; stride, dilation
     ((1, 1), (2, 3), (5, 4), (1, 18)),
     ((), (("reduction", 1), ("reduce_bias", True)), (("generator", "linear"),)),
     ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True)),  # autocast
@@ -101,8 +101,8 @@ def test_what_is_refused_has_its_weight_in_memory(
 
 
 LIMITS = [
-    ((16, 3), {}, True), ((4, 7), {"hidden_channels": 2}, True),
-    ((4, 9), {"hidden_channels": 2}, False), ((8, 3), {"hidden_channels": 128}, True),
+    ((16, 3), {}, True), ((4, 15), {"hidden_channels": 2}, True),
+    ((4, 17), {"hidden_channels": 2}, False), ((8, 3), {"hidden_channels": 128}, True),
     ((8, 3), {"hidden_channels": 129}, False), ((8, 3), {"groups": 2}, True), ((8, 3, 2), {"groups": 2}, True),
     ((8, 3, 1, 3), {"groups": 2}, True),
 ]  # fmt: skip

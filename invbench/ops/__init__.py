@@ -121,7 +121,7 @@ def _unavailable(backend: Backend, device: str) -> str | None:
 TRITON_FUSING = Fusing(
     dtypes=("float16", "bfloat16"),
     padding_modes=("zeros",),
-    K=7,  # the kernels can do 15, but from 9 on they spill
+    K=15,
     stride=2,
     dilates_strides=False,
     skips_pixels=False,

@@ -102,9 +102,7 @@ class TritonSpanKernels:
         )  # fmt: skip
 
         def span_launch(cut: Cut) -> tuple[Launch, Tensor, Tensor]:
-            return span_launching.grad_span_launch(
-                grad_y, x, hidden, generator, found_hidden, window, self.atomic, cut
-            )
+            return span_launching.grad_span_launch(grad_y, x, hidden, generator, found_hidden, window, self.atomic, cut)
 
         # By sums of other tiles, other bits: no choice of tuning may change them, unless nothing repeats anyway.
         cut = self.tuner.cut(task, lambda cut: span_launch(cut)[0]) if self.atomic else task.default

@@ -183,7 +183,9 @@ def span_grad_span_kernel(
         grad_hidden_ptrs = grad_hidden_ptr + n * grad_hidden_stride_n
         if WITH_HIDDEN:
             grad_hidden_ptrs += row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
-            grad_hidden_ptrs += tl.trans(channel) * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
+            grad_hidden_ptrs += tl.trans(channel) * grad_hidden_stride_c + j[:, None] * (
+                DILATION * grad_hidden_stride_w
+            )
             in_grad_hidden, below_grad_hidden = is_position[:, None] & (tl.trans(channel) < r), 0
             if FOLD > 1:
                 below_grad_hidden = below[:, None]

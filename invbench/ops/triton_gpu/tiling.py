@@ -25,7 +25,7 @@ KEPT_CHANNELS = 16
 # The most registers of a thread for what a warp of 32 lanes keeps of window rows: of x or sums, and of the span.
 KEPT_REGISTERS = 112
 # Likewise for what a warp of grad_span keeps: sums for the span and the bias, and x.
-SUM_REGISTERS = 140
+SUM_REGISTERS = 144
 MOST_PARTS = 8  # of a window's rows
 MOST_WARPS = 8  # of a program
 MOST_ASKED = 1.5  # times the least bytes, for the default cut of the forward pass, where a cut asks for as little
@@ -157,16 +157,19 @@ class Cut:
     @property
     def parts(self) -> int:
         """Parts of a window's rows, each for a warp of its own: as many as it takes for registers to suffice."""
-        R, part = self.problem.hidden_channels, 1
+        p, R = self.problem, self.problem.hidden_channels
+        is_wide, skips = p.slots > 8, p.window.stride > 1
         if self.kernel == GRAD_SPAN:
-            each, most = R // 4 + 12, SUM_REGISTERS
+            each, most = R * p.slots // 32 + p.slots // 2 + 8, SUM_REGISTERS - 24 * skips
         elif self.kernel in (FORWARD, GRAD_X) and self.chip.lanes == 32:
-            each, most = R // 8 + 8, KEPT_REGISTERS - 8 * (self.fold - 1)
+            # Wide windows, strides and folded lines take more of them elsewhere.
+            each, most = R // 8 + 8, KEPT_REGISTERS - 24 * is_wide - 16 * (is_wide and skips) - 8 * (self.fold - 1)
         else:
             return 1
-        while part < MOST_PARTS and self._rows_of(part) * each > most:
-            part *= 2
-        return part
+        parts = 1
+        while parts < MOST_PARTS and self._rows_of(parts) * each > most:
+            parts *= 2
+        return parts
 
     @property
     def part_rows(self) -> int:
@@ -355,7 +358,7 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
         sums = 96 if chip.is_short_of_registers else 128
-        rows = min(4, sums // problem.hidden_channels) // problem.window.stride
+        rows = min(4 if problem.slots == 8 else 3, sums // problem.hidden_channels) // problem.window.stride
         yield Cut(kernel, problem, Tile(choices[-1], max(1, rows)), chip)
         return
     of_x = kernel in (GRAD_X, BANDED_GRAD_X)
