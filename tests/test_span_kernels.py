@@ -550,6 +550,45 @@ def test_the_default_cut_depends_on_the_problem_alone() -> None:
         assert tiling.default_cut(kernel, problem, Chip()) == first
 
 
+# --- Lines and parts ---
+
+CUTS = [
+    # kernel, hidden channels, K, stride, dilation, H, W: strips in a line, parts of a window, rows of each
+    (tiling.FORWARD, 64, 7, 1, 1, 14, 14, (1, 1, 7)),
+    (tiling.FORWARD, 128, 7, 1, 1, 14, 14, (1, 2, 4)),
+    (tiling.FORWARD, 128, 7, 1, 1, 7, 7, (2, 2, 4)),
+    (tiling.FORWARD, 16, 7, 1, 1, 2, 8, (2, 1, 7)),
+    (tiling.FORWARD, 16, 7, 1, 1, 1, 8, (1, 1, 7)),  # of one row, nothing lies below
+    (tiling.FORWARD, 16, 7, 1, 1, 2, 9, (1, 1, 7)),
+    (tiling.FORWARD, 16, 7, 2, 1, 8, 8, (1, 1, 7)),
+    (tiling.FORWARD, 16, 7, 1, 2, 8, 16, (2, 1, 7)),  # images of every second column
+    (tiling.FORWARD, 16, 9, 1, 1, 8, 8, (1, 2, 5)),  # half a line cannot hold its windows
+    (tiling.GRAD_X, 128, 7, 2, 1, 14, 14, (1, 2, 4)),
+    (tiling.GRAD_X, 64, 9, 2, 1, 14, 14, (1, 4, 4)),  # an even number of rows
+    (tiling.GRAD_SPAN, 32, 7, 1, 1, 14, 14, (1, 1, 7)),
+    (tiling.GRAD_SPAN, 64, 7, 1, 1, 14, 14, (1, 2, 4)),
+    (tiling.GRAD_SPAN, 128, 7, 1, 1, 14, 14, (1, 4, 2)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "r", "K", "stride", "dilation", "H", "W", "expected"), CUTS)
+def test_narrow_images_fold_lines_and_wide_windows_have_parts(
+    kernel: str, r: int, K: int, stride: int, dilation: int, H: int, W: int, expected: tuple[int, int, int]
+) -> None:
+    case = Case(16, 8, r, K, (H, W), (stride, dilation))
+    for cut in tiling.cuts(kernel, case.problem, Chip()):
+        assert (cut.fold, cut.parts, cut.part_rows) == expected
+        assert cut.num_warps == cut.tile.units * cut.parts <= 8
+        assert cut.parts * cut.part_rows >= K
+
+
+@pytest.mark.parametrize(("groups", "r", "comes"), [(4, 16, True), (8, 16, True), (16, 16, False), (4, 20, False)])
+def test_grad_hidden_comes_with_grad_span_where_a_program_has_all_units(groups: int, r: int, comes: bool) -> None:
+    """Then no other launch makes it."""
+    case = Case(16, groups, r, 7, (5, 20), N=1)
+    assert {cut.with_hidden for cut in tiling.cuts(tiling.GRAD_SPAN, case.problem, Chip())} == {comes}
+
+
 # --- Traffic ---
 
 TRAFFIC = [
