@@ -3,6 +3,7 @@ what it asks of memory. Every test that gives 16 bits in channels_last to the Tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,13 +41,15 @@ def channels_last(values: Tensor) -> Tensor:
     return values.new_empty((N, H, W, C)).permute(0, 3, 1, 2).copy_(values)
 
 
-def make(case: tuple[Any, ...], dtype: torch.dtype, taps_last: bool) -> tuple[LayerSpec, dict[str, Tensor]]:
+def make(
+    case: tuple[Any, ...], dtype: torch.dtype, taps_last: bool, layout: Callable[[Tensor], Tensor] = channels_last
+) -> tuple[LayerSpec, dict[str, Tensor]]:
     arguments, H, W, units, _ = case
     N = 1 if units > 1 else 2
     spec = LayerSpec(*arguments)
     size = spec.out_size(H), spec.out_size(W)
-    x = channels_last(random(N, spec.C, H, W, dtype=dtype, seed=1))
-    grad_y = channels_last(random(N, spec.C, *size, dtype=dtype, seed=2))
+    x = layout(random(N, spec.C, H, W, dtype=dtype, seed=1))
+    grad_y = layout(random(N, spec.C, *size, dtype=dtype, seed=2))
     weight = empty_weight(grad_y, spec.G, spec.taps, taps_last)
     weight.copy_(random(*weight.shape, dtype=dtype, seed=3))
     return spec, {"x": x, "weight": weight, "grad_y": grad_y}
@@ -74,14 +77,19 @@ def launches(spec: LayerSpec, t: dict[str, Tensor], tile: Tile | None) -> dict[s
 
 
 @pytest.mark.parametrize(
-    ("dtype", "taps_last", "is_default"), [(torch.bfloat16, True, False), (torch.float16, False, True)], ids=str
-)
+    ("dtype", "taps_last", "is_default", "layout"),
+    [
+        (torch.bfloat16, True, False, channels_last), (torch.float16, False, True, channels_last),
+        (torch.bfloat16, True, True, Tensor.contiguous), (torch.float16, False, False, Tensor.contiguous),
+    ],
+    ids=["channels_last", "channels_last-positions_last", "contiguous-taps_last", "contiguous"],
+)  # fmt: skip
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_reference(
-    case: tuple[Any, ...], dtype: torch.dtype, taps_last: bool, is_default: bool
+    case: tuple[Any, ...], dtype: torch.dtype, taps_last: bool, is_default: bool, layout: Callable[[Tensor], Tensor]
 ) -> None:
     """Every number is written, and within the tolerance of its dtype."""
-    spec, tensors = make(case, dtype, taps_last)
+    spec, tensors = make(case, dtype, taps_last, layout)
     x, weight = (tensors[name].double().requires_grad_() for name in ("x", "weight"))
     y = naive.aggregate(x, weight, spec)
     expected = (y, *torch.autograd.grad(y, (x, weight), tensors["grad_y"].double()))
@@ -119,8 +127,11 @@ def test_what_it_takes() -> None:
     assert not takes(G=8)
     for other in ((9, 1, 1, 4), (3, 3, 1, 1), (3, 2, 2, 2), (1, 2, 1, 0), (3, 1, 1, 0)):
         assert not takes(window=Window(*other)), other
-    assert not takes(x=torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16))
-    assert not takes(y=torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16))
+    contiguous = torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16)
+    assert takes(x=contiguous, y=contiguous)
+    assert not takes(x=contiguous)
+    assert not takes(y=contiguous)
+    assert not takes(x=torch.zeros(1, 4, 16, 8, dtype=torch.bfloat16).permute(0, 2, 3, 1)[..., ::2])
     assert not takes(weight=torch.zeros(1, 1, 9, 4, 4, dtype=torch.float16))
     huge = torch.empty_strided((1, 16, 4, 4), (2**33, 1, 2**30, 16), dtype=torch.bfloat16, device="meta")
     assert not takes(x=huge)

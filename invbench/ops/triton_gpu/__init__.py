@@ -1,8 +1,8 @@
 """Triton kernels for GPUs: the aggregate, whole layers of involution, and their gradients.
 
-With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits and
-channels_last, on the matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``),
-and with the weight made where it is used (``span_kernels``, ``span_gradients``, ``span_launching``). ``walking`` is how
+With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits, on the
+matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``), and with the weight
+made where it is used (``span_kernels``, ``span_gradients``, ``span_launching``). ``walking`` is how
 their programs go over an image, ``tiling`` how the work is cut for them and what that asks of memory, ``tuning`` which
 cut is the fastest. ``reduce_kernel`` makes the hidden channels for inference. ``launching`` is what all launches share.
 
@@ -50,7 +50,10 @@ class TritonKernels:
         """grad_x [N, C, H, W] with (H, W) = size, contiguous or channels_last, from grad_y [N, C, H_out, W_out]."""
         grad_x = empty_grad_x(grad_y, size, channels_last)
         if grad_x.numel():
-            by = banded_launching if banded_launching.takes(grad_x, weight, grad_y, window) else aggregate_launching
+            # With neighbouring positions in all of them, the banded kernel would spill.
+            has_neighbours = channels_last or taps_are_last(weight)
+            banded = has_neighbours and banded_launching.takes(grad_x, weight, grad_y, window)
+            by = banded_launching if banded else aggregate_launching
             by.grad_x_launch(grad_y, weight, grad_x, window).run(grad_y.device)
         return grad_x
 
@@ -58,9 +61,7 @@ class TritonKernels:
         """grad_weight [N, G, K*K, H_out, W_out] as ``empty_weight`` makes it, from grad_y and x [N, C, H, W]."""
         grad_weight = empty_weight(grad_y, G, window.K**2, taps_last)
         if grad_weight.numel():
-            # With neighbouring positions, the banded kernel would spill.
-            banded = taps_last and banded_launching.takes(x, grad_weight, grad_y, window)
-            by = banded_launching if banded else aggregate_launching
+            by = banded_launching if banded_launching.takes(x, grad_weight, grad_y, window) else aggregate_launching
             by.grad_weight_launch(grad_y, x, grad_weight, window).run(x.device)
         return grad_weight
 

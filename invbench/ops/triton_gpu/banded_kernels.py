@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import band_of, product, taps_of
+from invbench.ops.triton_gpu.band import band_columns, band_of, halves_of, pairs_of, product, taps_of
 from invbench.ops.triton_gpu.walking import (
     SIZES,
     WIDTH,
@@ -42,7 +42,7 @@ def banded_forward_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, band_columns(Q), K, STRIDE, Q, FOLD
     )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
     q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
@@ -61,16 +61,16 @@ def banded_forward_kernel(
     kept = ()
     for u in tl.static_range(K - STRIDE):
         row = first * STRIDE - PADDING + u
-        kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
+        kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
     for i in range(first, first + ROWS):
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
+            kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
         y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
             taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
-            y = product(band_of(taps, shift, odd, Q, DTYPE), kept[u], y, EXACT)
+            y = product(band_of(taps, shift, odd, Q, DTYPE), halves_of(kept[u], DTYPE), y, EXACT)
         kept = kept[STRIDE:]
         is_written = is_position & is_channel & (i + below < rows_out)
         tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
@@ -154,7 +154,7 @@ def banded_grad_weight_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, tl.arange(0, Q), K, STRIDE, Q, FOLD
     )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
     q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
@@ -174,15 +174,15 @@ def banded_grad_weight_kernel(
     kept = ()
     for u in tl.static_range(K - STRIDE):
         row = first * STRIDE - PADDING + u
-        kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
+        kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
     for i in range(first, first + ROWS):
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns),)
+            kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
         grad_y = load_row(grad_y_ptrs, i, below, rows_out, DILATION * grad_y_stride_h, in_line)
         for u in tl.static_range(K):
             band = tl.zeros([UNITS, LINE, Q], tl.float32)
-            band = product(grad_y, tl.permute(kept[u], [0, 2, 1]), band, EXACT)
+            band = product(grad_y, tl.permute(halves_of(kept[u], DTYPE), [0, 2, 1]), band, EXACT)
             taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
             tap_ptrs = ptrs + i * (DILATION * grad_weight_stride_h) + u * K * grad_weight_stride_tap
             tl.store(tap_ptrs, taps, mask=is_position & (slot < K) & (i + below < rows_out))

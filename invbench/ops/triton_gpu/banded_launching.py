@@ -37,7 +37,7 @@ def takes(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> bool:
     return (
         x.dtype in (torch.float16, torch.bfloat16)
         and x.dtype == weight.dtype == y.dtype
-        and x.stride(1) == y.stride(1) == 1
+        and (x.stride(1) == y.stride(1) == 1 or x.stride(3) == y.stride(3) == 1)
         and LEAST_CHANNELS <= group_channels <= WIDTH
         and K <= 7  # a band can hold 15, but from 9 on the kernels spill
         and window.stride <= min(2, K)

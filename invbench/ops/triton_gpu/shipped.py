@@ -20,7 +20,6 @@ from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
 from invbench.ops.triton_gpu.tiling import (
     BANDED,
     BANDED_FORWARD,
-    BANDED_GRAD_WEIGHT,
     BANDED_GRAD_X,
     FORWARD,
     GRAD_HIDDEN,
@@ -121,8 +120,10 @@ def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) 
     return span_launching.grad_span_launch(image, image, hidden, generator, hidden, WINDOW, cut=cut)[0]
 
 
-def _banded_launch(kernel: str, taps_last: bool, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
-    image = _image(stage, stage.C, dtype, channels_last=True)
+def _banded_launch(
+    kernel: str, channels_last: bool, taps_last: bool, dtype: torch.dtype, stage: Stage, target: Target
+) -> Launch:
+    image = _image(stage, stage.C, dtype, channels_last)
     weight = empty_weight(image, stage.G, 49, taps_last)
     cut = _cut(kernel, stage, target)
     if kernel == BANDED_FORWARD:
@@ -167,14 +168,15 @@ SHIPPED = (
     ),
     *(
         Configuration(
-            f"banded {kernel} {'taps_last' if taps_last else 'contiguous'}",
-            partial(_banded_launch, kernel, taps_last),
+            f"banded {kernel}, {'channels_last' if channels_last else 'contiguous'}"
+            + (", taps last" if taps_last else ""),
+            partial(_banded_launch, kernel, channels_last, taps_last),
             partial(_rows_walked, kernel),
             DTYPES_16,
             tiled=kernel,
         )
-        for kernel, taps_last in product(BANDED, (True, False))
-        if taps_last or kernel != BANDED_GRAD_WEIGHT
+        for kernel, channels_last, taps_last in product(BANDED, (True, False), (True, False))
+        if channels_last or taps_last or kernel != BANDED_GRAD_X
     ),
     *(
         Configuration(f"span {kernel}", partial(_span_launch, kernel), partial(_span_trips, kernel), DTYPES_16, kernel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import product, taps_of
+from invbench.ops.triton_gpu.band import halves_of, pairs_of, product, taps_of
 from invbench.ops.triton_gpu.span_kernels import load_span
 from invbench.ops.triton_gpu.walking import (
     SIZES,
@@ -62,7 +62,7 @@ def span_grad_hidden_kernel(
     alone, line, strip, row_0, column_0, n = place_of(tl.program_id(0), 1, lines, strips, DILATION)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, HEIGHT, K, STRIDE, Q, FOLD
+        line, columns, columns_out, HEIGHT, tl.arange(0, Q), K, STRIDE, Q, FOLD
     )  # fmt: skip
     in_columns, in_line = is_column[None, None, :], is_position[None, :, None]
     first = strip * HEIGHT * FOLD
@@ -165,7 +165,7 @@ def span_grad_span_kernel(
         alone, line, strip, row_0, column_0, n = place_of(tile, 1, lines, strips, DILATION)
         rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
         j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-            line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+            line, columns, columns_out, ROWS, tl.arange(0, Q), K, STRIDE, Q, FOLD
         )  # fmt: skip
         in_columns, in_line = is_column[None, :, None] & is_channel, is_position[None, :, None] & is_channel
         in_hidden = is_position[None, :] & (channel < r)
@@ -194,19 +194,19 @@ def span_grad_span_kernel(
         kept = ()
         for k in tl.static_range(EACH - STRIDE):
             row = first * STRIDE - PADDING + k
-            kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
+            kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
         for i in range(first, first + ROWS):
             hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
             hidden = tl.broadcast_to(tl.expand_dims(hidden, 0), [WARPS, R, LINE])
             grad_y = load_row(grad_y_ptrs, i, below_y, rows_out, DILATION * grad_y_stride_h, in_line)
             for fresh in tl.static_range(STRIDE):
                 row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
-                kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
+                kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
             more_span, more_bias, taps = (), (), nothing
             grad_hidden = tl.zeros([WARPS, LINE, R], tl.float32)
             for k in tl.static_range(EACH):
                 band = tl.zeros([WARPS, LINE, Q], tl.float32)
-                band = product(grad_y, tl.permute(kept[k], [0, 2, 1]), band, EXACT)
+                band = product(grad_y, tl.permute(halves_of(kept[k], DTYPE), [0, 2, 1]), band, EXACT)
                 before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE)
                 if WITH_HIDDEN and (k % AT_ONCE == AT_ONCE - 1 or k == EACH - 1):
                     terms = terms_of(before, taps, AT_ONCE) if k % AT_ONCE == 1 else terms_of(taps, nothing, AT_ONCE)

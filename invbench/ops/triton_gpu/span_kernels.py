@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import band_of, product
+from invbench.ops.triton_gpu.band import band_columns, band_of, halves_of, pairs_of, product
 from invbench.ops.triton_gpu.walking import (
     SIZES,
     WIDTH,
@@ -72,7 +72,7 @@ def span_forward_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, band_columns(Q), K, STRIDE, Q, FOLD
     )  # fmt: skip
     slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, :]
     u_0 = window_row_of(PARTS, UNITS, EACH)
@@ -101,13 +101,13 @@ def span_forward_kernel(
         kept = ()
         for k in tl.static_range(EACH - STRIDE):
             row = first * STRIDE - PADDING + k
-            kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
+            kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
         for i in range(first, first + ROWS):
             hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden)
             hidden = tl.broadcast_to(tl.expand_dims(hidden.to(DTYPE), 0), [WARPS, LINE, R])
             for fresh in tl.static_range(STRIDE):
                 row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
-                kept = kept + (load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns),)
+                kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
             y = tl.zeros([WARPS, LINE, WIDTH], tl.float32)
             for k in tl.static_range(EACH):
                 if KEEP_SPAN:
@@ -116,7 +116,7 @@ def span_forward_kernel(
                     span = load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE)
                     bias = load_bias(bias_ptr, group, u_0 + k, slot, K)
                 taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, LINE, SLOTS]), EXACT)
-                y = product(band_of(taps, shift, odd, Q, DTYPE), kept[k], y, EXACT)
+                y = product(band_of(taps, shift, odd, Q, DTYPE), halves_of(kept[k], DTYPE), y, EXACT)
             kept = kept[STRIDE:]
             is_written = in_line & (i + below_y < rows_out)
             tl.store(y_ptrs + i * (DILATION * y_stride_h), sum_of_parts(y, PARTS).to(DTYPE), mask=is_written)

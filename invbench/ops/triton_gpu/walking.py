@@ -20,6 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from invbench.ops.triton_gpu.band import band_columns
+
 # Channels of a unit, the narrower side of a tile of matrix units.
 WIDTH = tl.constexpr(16)
 
@@ -93,19 +95,19 @@ def extents_of(H, W, H_out, W_out, row_0, column_0, DILATION: tl.constexpr):
 
 @triton.jit
 def line_of_y(
-    line, columns, columns_out, ROWS, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, FOLD: tl.constexpr
+    line, columns, columns_out, ROWS, order, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, FOLD: tl.constexpr
 ):  # fmt: skip
     """A line's positions, [16] each: the column, its shift and oddness, how far it lies below, and whether there is
-    such; and the columns of x that their windows read, [Q] each, Q being a power of two: the column, how far it lies
-    below, and whether there is such. What is below is a plain zero where no line is folded."""
+    such; and the columns of x that their windows read, [Q] each, Q being a power of two, in an order [Q]: the column,
+    how far it lies below, and whether there is such. What is below is a plain zero where no line is folded."""
     PADDING: tl.constexpr = K // 2
     position, shift, odd = columns_of(16, STRIDE)
     j = line * 16 // STRIDE + position
-    q = line * 16 - PADDING + tl.arange(0, Q)
+    q = line * 16 - PADDING + order
     below, below_q = 0, 0
     if FOLD > 1:
-        j, q = position % (16 // FOLD), tl.arange(0, Q) % (Q // FOLD) - PADDING
-        below, below_q = position // (16 // FOLD) * ROWS, tl.arange(0, Q) // (Q // FOLD) * ROWS
+        j, q = position % (16 // FOLD), order % (Q // FOLD) - PADDING
+        below, below_q = position // (16 // FOLD) * ROWS, order // (Q // FOLD) * ROWS
         shift += position // (16 // FOLD) * ((Q - 16) // FOLD // 2)
     is_column = (q >= 0) & (q < min(columns, line * 16 + 16 // FOLD - STRIDE - PADDING + K))
     is_position = j < columns_out
@@ -120,18 +122,19 @@ def line_of_x(
 ):  # fmt: skip
     """The positions whose windows meet a line of grad_x, [32 // STRIDE] each, or [16] where it is ALONE, the only line
     of its image: the column, its shift, counted from the line, and oddness, how far it lies below, and whether there is
-    such; and the line's columns, [16] each: the column, how far it lies below, and whether there is such."""
+    such; and the line's columns, [16] each, as a band orders them: the column, how far it lies below, and whether there
+    is such."""
     PADDING: tl.constexpr = K // 2
     below, below_q = 0, 0
     if ALONE:
         position, shift, odd = columns_of(16, 1)
-        j, q = position % (16 // FOLD), tl.arange(0, 16) % (16 // FOLD)
+        j, q = position % (16 // FOLD), band_columns(16) % (16 // FOLD)
         # The window of a position begins PADDING columns before it.
         odd = (odd + PADDING) % 2
         shift = (position - PADDING - odd) // 2  # of an even number: nothing to truncate
         is_position = j < columns_out
         if FOLD > 1:
-            below, below_q = position // (16 // FOLD) * ROWS, tl.arange(0, 16) // (16 // FOLD) * ROWS
+            below, below_q = position // (16 // FOLD) * ROWS, band_columns(16) // (16 // FOLD) * ROWS
     else:
         position, shift, odd = columns_of(32 // STRIDE, STRIDE)
         shift -= (K - 1) // 2
@@ -140,5 +143,5 @@ def line_of_x(
         # Division truncates, so what is divided must not be negative.
         j = (left + PADDING - (K - 1) + 16 * STRIDE) // STRIDE - 16 + position
         is_position = (j >= 0) & (j < columns_out) & (position * STRIDE < 16 + K - 1)
-        q = left + tl.arange(0, 16)
+        q = left + band_columns(16)
     return j, shift, odd, below, is_position, q, below_q, (q >= 0) & (q < columns)
