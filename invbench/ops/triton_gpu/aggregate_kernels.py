@@ -1,23 +1,27 @@
-"""The aggregate and its two gradients, one kernel each.
+"""The aggregate and the gradient of its image, one kernel each; ``aggregate_grad_weight`` has the other gradient.
 
-    y[n, c, i, j]                   = sum over (u, v)  weight[n, g(c), (u, v), i, j] * x[n, c, row(i, u), col(j, v)]
-    grad_x[n, c, r, q]              = sum over (u, v)  weight[n, g(c), (u, v), i, j] * grad_y[n, c, i, j]
-                                      with the i and j, where there are such, that row(i, u) = r and col(j, v) = q
-    grad_weight[n, g, (u, v), i, j] = sum over c in g  grad_y[n, c, i, j] * x[n, c, row(i, u), col(j, v)]
-    row(i, u) = stride*i + dilation*u - padding        and col(j, v) likewise; x is zero outside the image
+    y[n, c, a, b]      = sum over (u, v)  weight[n, g(c), u, v, a, b] * x[n, c, place(a, u), place(b, v)]
+    grad_x[n, c, r, q] = sum over (u, v)  weight[n, g(c), u, v, a, b] * grad_y[n, c, a, b]
+                         with the a and b, where there are such, that place(a, u) = r and place(b, v) = q
+    place(a, u)        = stride*a + dilation*u - padding, and place(b, v) likewise; x is zero outside the image
 
-Layout: tensors may have any strides and are read where they lie; offsets are int64. The tile's fast axis follows the
-image that is read K*K times: channels_last puts a group's channels on neighbouring lanes (one 16-byte load brings 8
-bfloat16 channels), anything else puts positions there.
+Axes: A is the one that runs lie along, B the one across them. Where channels are the fastest dimension in memory A are
+the columns, otherwise the rows: neighbouring lanes hold a group's channels (one 16-byte load brings 4 of float32), or
+neighbouring columns. Tensors may have any strides and are read where they lie; offsets are int64.
 
-Grid: one axis, because the others end at 65535. A program computes BLOCK_P positions, counted through the whole batch
-so that small images fill their blocks, for BLOCK_C channels of one group (grad_weight: for all channels of one group).
-The groups of one block of positions are neighbours and share cache lines. Each output is written by one program, in a
+Tile: a lane holds a run of RUN positions along A, for PARTS channels or vectors of channels, in registers: for each tap
+v across, an x is loaded once for all positions of the run that it meets (RUN + K - 1 loads where positions one by one
+make RUN * K), and a weight once. The run's coordinate along A is the whole program's, so that loads outside the image
+are branched around. A loop goes over the taps across; those along the run are unrolled, TAPS at a time.
+
+Grid: one axis, because the others end at 65535. A program computes one run of BLOCK lines, counted through the whole
+batch so that small images fill their blocks, for PARTS * BLOCK_C channels of one group. The groups of one run are
+neighbours, then the runs of one block of lines: they share cache lines. Each output is written by one program, in a
 fixed order of summation and without atomics: results repeat bit for bit. Sums are in float32, for float64 in float64.
 
 Limits: zero padding only (the other modes read an extended image); coordinates that the window reaches, and the number
-of programs, stay below 2**31. channels_last images are loaded one channel at a time
-where C/G is odd or a memory step (C, for a dense image) is no multiple of 16.
+of programs, stay below 2**31. channels_last images are loaded one channel at a time where C/G is odd or a memory step
+(C, for a dense image) is no multiple of 16.
 """
 
 from __future__ import annotations
@@ -25,13 +29,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# ADJACENT is advice to Triton: positions, which it cannot see to lie side by side, mostly do. Without it, Triton before
-# 3.7 gives neighbouring lanes different channels of contiguous images, and spills. It is not true at the end of a row,
-# but harmless: it is given only where a column's step is 1, so that nothing is known of the alignment, and only loads
-# known to be aligned are widened.
-
 # Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
-SIZES = ["N", "H", "W", "H_out", "W_out", "G", "padding"]
+SIZES = ["N", "H", "W", "A", "B", "A_out", "B_out", "G", "runs", "padding", "last"]
+
+# ``tl.minimum(.., last)`` hides from compilers that a loop's taps are equally far apart in memory: knowing it, they
+# keep an address for each load of the loop, many more than there are registers.
 
 
 @triton.jit
@@ -57,173 +59,198 @@ def offsets_of(n, row, column, stride_n, stride_h, stride_w, BLOCK_P: tl.constex
     return offsets
 
 
-@triton.jit(do_not_specialize=SIZES)
-def forward_kernel(
-    x_ptr,  # [N, C, H, W]
-    weight_ptr,  # [N, G, K*K, H_out, W_out]
-    y_ptr,  # [N, C, H_out, W_out]
-    N, H, W, H_out, W_out, G, padding,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
-    y_stride_n, y_stride_c, y_stride_h, y_stride_w,
-    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """Write y from x and weight."""
-    P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
-    BLOCKS: tl.constexpr = (GROUP_CHANNELS + BLOCK_C - 1) // BLOCK_C
+@triton.jit
+def lines_of(block, N, size, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+    """Image, coordinate and existence of each line of a block: [BLOCK, 1] each; those that do not exist lie in the
+    last image, so that what is read for them does."""
+    line = tl.cast(block, INDEX) * BLOCK + tl.expand_dims(tl.arange(0, BLOCK), 1)
+    n = line // size
+    return tl.minimum(n, N - 1).to(tl.int64), line % size, n < N
+
+
+@triton.jit
+def programs_of(G, runs, GROUP_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of this program: its block of lines, its run, its group, and its first channel in the group."""
+    BLOCKS: tl.constexpr = (GROUP_CHANNELS + CHANNELS - 1) // CHANNELS
     program = tl.program_id(0)
     group = (program // BLOCKS) % G
-    member = (program % BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c = (group * GROUP_CHANNELS + member).to(tl.int64)
-    n, i, j = positions_of(program // (BLOCKS * G), H_out, W_out, BLOCK_P, INDEX)
-    is_position = n < N
-    is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
-    top = i * STRIDE - padding
-    left = j * STRIDE - padding
+    program_of_run = program // (BLOCKS * G)
+    return program_of_run // runs, program_of_run % runs, group, (program % BLOCKS) * CHANNELS
 
-    x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
-    weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g
-    weight_ptrs += offsets_of(n, i, j, weight_stride_n, weight_stride_h, weight_stride_w, BLOCK_P, False)
-    acc = tl.zeros([BLOCK_P, BLOCK_C] if C_AXIS == 1 else [BLOCK_C, BLOCK_P], ACC)
-    for u in range(K):
-        row = top + u * DILATION
-        in_rows = is_position & (row >= 0) & (row < H)
-        x_row_offsets = n * x_stride_n + row.to(tl.int64) * x_stride_h  # [BLOCK_P]
-        for v in tl.range(0, K, loop_unroll_factor=UNROLL):
-            column = left + v * DILATION
-            inside = tl.expand_dims(in_rows & (column >= 0) & (column < W), C_AXIS) & is_channel
-            x_offsets = x_row_offsets + column.to(tl.int64) * x_stride_w
-            if ADJACENT:
-                x_offsets = tl.max_contiguous(x_offsets, BLOCK_P)
-            x_tap_ptrs = x_ptrs + tl.expand_dims(x_offsets, C_AXIS)
-            weight_tap_ptrs = weight_ptrs + tl.cast(u * K + v, tl.int64) * weight_stride_tap
-            weight = tl.load(weight_tap_ptrs, mask=is_position, other=0).to(ACC)  # [BLOCK_P]
-            x = tl.load(x_tap_ptrs, mask=inside, other=0).to(ACC)
-            acc += tl.expand_dims(weight, C_AXIS) * x
-    y_ptrs = y_ptr + tl.expand_dims(c * y_stride_c, P_AXIS)
-    y_offsets = offsets_of(n, i, j, y_stride_n, y_stride_h, y_stride_w, BLOCK_P, ADJACENT)
-    y_ptrs += tl.expand_dims(y_offsets, C_AXIS)
-    tl.store(y_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    x_ptr,  # [N, C, A, B]
+    weight_ptr,  # [N, G, K, K, A_out, B_out]
+    y_ptr,  # [N, C, A_out, B_out]
+    N, A, B, A_out, B_out, G, runs, padding, last,
+    x_stride_n, x_stride_c, x_stride_a, x_stride_b,
+    weight_stride_n, weight_stride_g, weight_stride_u, weight_stride_v, weight_stride_a, weight_stride_b,
+    y_stride_n, y_stride_c, y_stride_a, y_stride_b,
+    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
+    UNIT: tl.constexpr, MET: tl.constexpr, X_STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Write y from x and weight."""
+    # In units of UNIT, which divides both: what the next position and the next tap of the run's axis are apart.
+    APART: tl.constexpr = STRIDE // UNIT
+    SPREAD: tl.constexpr = DILATION // UNIT
+    block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, PARTS * BLOCK_C)
+    member = first + tl.expand_dims(tl.arange(0, BLOCK_C), 0)
+    c = (group * GROUP_CHANNELS + member).to(tl.int64)
+    n, b, is_line = lines_of(block, N, B_out, BLOCK, INDEX)
+    # The last run ends where the image does: it repeats positions of the one before, and does not write them.
+    a = tl.minimum(run * RUN, A_out - RUN)
+    top = a * STRIDE - padding
+    left = b * STRIDE - padding
+
+    x_step = X_STEP if X_STEP > 0 else x_stride_a
+    weight_step = WEIGHT_STEP if WEIGHT_STEP > 0 else weight_stride_a
+    x_ptrs = x_ptr + c * x_stride_c + n * x_stride_n + left.to(tl.int64) * x_stride_b
+    weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g + tl.cast(a, tl.int64) * weight_stride_a
+    weight_ptrs += n * weight_stride_n + b.to(tl.int64) * weight_stride_b
+    sums = ()
+    for _ in tl.static_range(RUN * PARTS):
+        sums = sums + (tl.zeros([BLOCK, BLOCK_C], ACC),)
+    for counted in range(K):
+        v = tl.minimum(counted, last)
+        across = left + v * DILATION
+        inside = is_line & (across >= 0) & (across < B)
+        for start in range(0, K, TAPS):
+            begin = top + start * DILATION
+            x_run_ptrs = x_ptrs + (tl.cast(begin, tl.int64) * x_stride_a + tl.cast(v, tl.int64) * DILATION * x_stride_b)
+            taps_ptrs = weight_ptrs + (tl.cast(start, tl.int64) * weight_stride_u + tl.cast(v, tl.int64) * weight_stride_v)
+            taps_of = ()
+            for _ in tl.static_range(RUN):
+                taps_of = taps_of + (taps_ptrs,)
+                taps_ptrs += weight_step
+            for q in tl.static_range((RUN - 1) * APART + (TAPS - 1) * SPREAD + 1):
+                if (MET >> q) % 2 == 1:
+                    if begin + q * UNIT >= 0 and begin + q * UNIT < A:
+                        x = ()
+                        ptrs = x_run_ptrs
+                        for part in tl.static_range(PARTS):
+                            is_read = inside
+                            if GROUP_CHANNELS % (PARTS * BLOCK_C) != 0:
+                                is_read = inside & (member + part * BLOCK_C < GROUP_CHANNELS)
+                            x = x + (tl.load(ptrs, mask=is_read, other=0).to(ACC),)
+                            ptrs += BLOCK_C * x_stride_c
+                        more = ()
+                        for p in tl.static_range(RUN):
+                            if (
+                                q >= p * APART
+                                and q - p * APART <= (TAPS - 1) * SPREAD
+                                and (q - p * APART) % SPREAD == 0
+                            ):
+                                weight = tl.load(taps_of[p] + ((q - p * APART) // SPREAD) * weight_stride_u).to(ACC)
+                                for part in tl.static_range(PARTS):
+                                    more = more + (sums[p * PARTS + part] + weight * x[part],)
+                            else:
+                                for part in tl.static_range(PARTS):
+                                    more = more + (sums[p * PARTS + part],)
+                        sums = more
+                x_run_ptrs += UNIT * x_step
+    y_ptrs = y_ptr + c * y_stride_c + tl.cast(a, tl.int64) * y_stride_a
+    y_ptrs += n * y_stride_n + b.to(tl.int64) * y_stride_b
+    for p in tl.static_range(RUN):
+        ptrs = y_ptrs
+        for part in tl.static_range(PARTS):
+            is_written = is_line & (a + p >= run * RUN) & (member + part * BLOCK_C < GROUP_CHANNELS)
+            tl.store(ptrs, sums[p * PARTS + part], mask=is_written)
+            ptrs += BLOCK_C * y_stride_c
+        y_ptrs += y_stride_a
 
 
 @triton.jit(do_not_specialize=SIZES)
 def grad_x_kernel(
-    grad_y_ptr,  # [N, C, H_out, W_out]
-    weight_ptr,  # [N, G, K*K, H_out, W_out]
-    grad_x_ptr,  # [N, C, H, W]
-    N, H, W, H_out, W_out, G, padding,
-    grad_y_stride_n, grad_y_stride_c, grad_y_stride_h, grad_y_stride_w,
-    weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
-    grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
+    grad_y_ptr,  # [N, C, A_out, B_out]
+    weight_ptr,  # [N, G, K, K, A_out, B_out]
+    grad_x_ptr,  # [N, C, A, B]
+    N, A, B, A_out, B_out, G, runs, padding, last,
+    grad_y_stride_n, grad_y_stride_c, grad_y_stride_a, grad_y_stride_b,
+    weight_stride_n, weight_stride_g, weight_stride_u, weight_stride_v, weight_stride_a, weight_stride_b,
+    grad_x_stride_n, grad_x_stride_c, grad_x_stride_a, grad_x_stride_b,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
+    FIRST: tl.constexpr, COUNT: tl.constexpr, PADDING: tl.constexpr, MET: tl.constexpr,
+    STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_x from grad_y and weight."""
-    P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
-    BLOCKS: tl.constexpr = (GROUP_CHANNELS + BLOCK_C - 1) // BLOCK_C
-    program = tl.program_id(0)
-    group = (program // BLOCKS) % G
-    member = (program % BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Write grad_x from grad_y and weight; RUN is a multiple of STRIDE, or 1."""
+    block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, PARTS * BLOCK_C)
+    member = first + tl.expand_dims(tl.arange(0, BLOCK_C), 0)
     c = (group * GROUP_CHANNELS + member).to(tl.int64)
-    n, r, q = positions_of(program // (BLOCKS * G), H, W, BLOCK_P, INDEX)
-    is_position = n < N
-    is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
+    n, b, is_line = lines_of(block, N, B, BLOCK, INDEX)
+    a = run * RUN
 
-    grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
+    grad_y_step = STEP if STEP > 0 else grad_y_stride_a
+    weight_step = WEIGHT_STEP if WEIGHT_STEP > 0 else weight_stride_a
+    grad_y_ptrs = grad_y_ptr + c * grad_y_stride_c + n * grad_y_stride_n
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g + n * weight_stride_n
-    acc = tl.zeros([BLOCK_P, BLOCK_C] if C_AXIS == 1 else [BLOCK_C, BLOCK_P], ACC)
-    for u in range(K):
-        # The one output row that reads row r with tap row u, if the stride hits it.
-        scaled_i = r + padding - u * DILATION
-        i = scaled_i // STRIDE
-        in_rows = is_position & (scaled_i >= 0) & (scaled_i % STRIDE == 0) & (i < H_out)
-        grad_y_row_offsets = n * grad_y_stride_n + i.to(tl.int64) * grad_y_stride_h  # [BLOCK_P]
-        weight_row_ptrs = weight_ptrs + i.to(tl.int64) * weight_stride_h
-        for v in tl.range(0, K, loop_unroll_factor=UNROLL):
-            scaled_j = q + padding - v * DILATION
-            j = scaled_j // STRIDE
-            inside = in_rows & (scaled_j >= 0) & (scaled_j % STRIDE == 0) & (j < W_out)
-            j = j.to(tl.int64)
-            grad_y_offsets = grad_y_row_offsets + j * grad_y_stride_w
-            if ADJACENT:
-                grad_y_offsets = tl.max_contiguous(grad_y_offsets, BLOCK_P)
-            grad_y_tap_ptrs = grad_y_ptrs + tl.expand_dims(grad_y_offsets, C_AXIS)
-            weight_tap_ptrs = weight_row_ptrs + j * weight_stride_w + tl.cast(u * K + v, tl.int64) * weight_stride_tap
-            weight = tl.load(weight_tap_ptrs, mask=inside, other=0).to(ACC)  # [BLOCK_P]
-            grad_y = tl.load(grad_y_tap_ptrs, mask=tl.expand_dims(inside, C_AXIS) & is_channel, other=0).to(ACC)
-            acc += tl.expand_dims(weight, C_AXIS) * grad_y
-    grad_x_ptrs = grad_x_ptr + tl.expand_dims(c * grad_x_stride_c, P_AXIS)
-    grad_x_offsets = offsets_of(n, r, q, grad_x_stride_n, grad_x_stride_h, grad_x_stride_w, BLOCK_P, ADJACENT)
-    grad_x_ptrs += tl.expand_dims(grad_x_offsets, C_AXIS)
-    tl.store(grad_x_ptrs, acc, mask=tl.expand_dims(is_position, C_AXIS) & is_channel)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def grad_weight_kernel(
-    grad_y_ptr,  # [N, C, H_out, W_out]
-    x_ptr,  # [N, C, H, W]
-    grad_weight_ptr,  # [N, G, K*K, H_out, W_out]
-    N, H, W, H_out, W_out, G, padding,
-    grad_y_stride_n, grad_y_stride_c, grad_y_stride_h, grad_y_stride_w,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_tap, grad_weight_stride_h, grad_weight_stride_w,
-    GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, C_AXIS: tl.constexpr, UNROLL: tl.constexpr,
-    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, ROW_TAPS: tl.constexpr,
-):  # fmt: skip
-    """Write grad_weight from grad_y and x."""
-    P_AXIS: tl.constexpr = 1 - C_AXIS  # tiles are [BLOCK_P, BLOCK_C] or [BLOCK_C, BLOCK_P]
-    program = tl.program_id(0)
-    group = tl.cast(program % G, tl.int64)
-    member = tl.arange(0, BLOCK_C)
-    c = group * GROUP_CHANNELS + member
-    n, i, j = positions_of(program // G, H_out, W_out, BLOCK_P, INDEX)
-    is_position = n < N
-    is_channel = tl.expand_dims(member < GROUP_CHANNELS, P_AXIS)
-    top = i * STRIDE - padding
-    left = j * STRIDE - padding
-
-    x_ptrs = x_ptr + tl.expand_dims(c * x_stride_c, P_AXIS)
-    grad_y_ptrs = grad_y_ptr + tl.expand_dims(c * grad_y_stride_c, P_AXIS)
-    grad_y_offsets = offsets_of(n, i, j, grad_y_stride_n, grad_y_stride_h, grad_y_stride_w, BLOCK_P, ADJACENT)
-    grad_y_ptrs += tl.expand_dims(grad_y_offsets, C_AXIS)
-    grad_weight_ptrs = grad_weight_ptr + group * grad_weight_stride_g
-    grad_weight_ptrs += offsets_of(
-        n, i, j, grad_weight_stride_n, grad_weight_stride_h, grad_weight_stride_w, BLOCK_P, False
-    )  # fmt: skip
-    # The group's first block of channels stays in registers; the others are read again for each tap.
-    grad_y = tl.load(grad_y_ptrs, mask=tl.expand_dims(is_position, C_AXIS) & is_channel, other=0).to(ACC)
-    if ROW_TAPS > 0:
-        tap_columns = tl.expand_dims(tl.arange(0, ROW_TAPS), 0)  # [1, ROW_TAPS]
-        tap_row = tl.zeros([BLOCK_P, ROW_TAPS], ACC)
-    for u in range(K):
-        row = top + u * DILATION
-        in_rows = is_position & (row >= 0) & (row < H)
-        x_row_offsets = n * x_stride_n + row.to(tl.int64) * x_stride_h  # [BLOCK_P]
-        for v in tl.range(0, K, loop_unroll_factor=UNROLL):
-            column = left + v * DILATION
-            inside = tl.expand_dims(in_rows & (column >= 0) & (column < W), C_AXIS)
-            x_offsets = x_row_offsets + column.to(tl.int64) * x_stride_w
-            if ADJACENT:
-                x_offsets = tl.max_contiguous(x_offsets, BLOCK_P)
-            x_tap_ptrs = x_ptrs + tl.expand_dims(x_offsets, C_AXIS)
-            products = grad_y * tl.load(x_tap_ptrs, mask=inside & is_channel, other=0).to(ACC)
-            for start in range(BLOCK_C, GROUP_CHANNELS, BLOCK_C):
-                more = tl.expand_dims(start + member < GROUP_CHANNELS, P_AXIS)
-                grad_y_more_ptrs = grad_y_ptrs + tl.cast(start, tl.int64) * grad_y_stride_c
-                x_more_ptrs = x_tap_ptrs + tl.cast(start, tl.int64) * x_stride_c
-                grad_y_more = tl.load(grad_y_more_ptrs, mask=tl.expand_dims(is_position, C_AXIS) & more, other=0)
-                products += grad_y_more.to(ACC) * tl.load(x_more_ptrs, mask=inside & more, other=0).to(ACC)
-            gradient = tl.sum(products, C_AXIS)  # [BLOCK_P]
-            if ROW_TAPS > 0:
-                tap_row = tl.where(tap_columns == v, tl.expand_dims(gradient, 1), tap_row)
-            else:
-                tap_ptrs = grad_weight_ptrs + tl.cast(u * K + v, tl.int64) * grad_weight_stride_tap
-                tl.store(tap_ptrs, gradient, mask=is_position)
-        if ROW_TAPS > 0:
-            tap_offsets = (u * K + tap_columns).to(tl.int64) * grad_weight_stride_tap
-            is_tap = tl.expand_dims(is_position, 1) & (tap_columns < K)
-            tl.store(tl.expand_dims(grad_weight_ptrs, 1) + tap_offsets, tap_row, mask=is_tap)
+    sums = ()
+    for _ in tl.static_range(RUN * PARTS):
+        sums = sums + (tl.zeros([BLOCK, BLOCK_C], ACC),)
+    for counted in range(K):
+        v = tl.minimum(counted, last)
+        # The one output coordinate that reads b with tap v, if the stride hits it.
+        scaled = b + padding - v * DILATION
+        across = scaled // STRIDE
+        inside = is_line & (scaled >= 0) & (scaled % STRIDE == 0) & (across < B_out)
+        across = across.to(tl.int64)
+        grad_y_line_ptrs = grad_y_ptrs + across * grad_y_stride_b
+        weight_line_ptrs = weight_ptrs + (across * weight_stride_b + tl.cast(v, tl.int64) * weight_stride_v)
+        for start in range(0, K, TAPS):
+            # Of a run, which outputs read which of its positions is the same for all runs; of a single position not.
+            i = a // STRIDE + FIRST
+            grad_y_run_ptrs = grad_y_line_ptrs + tl.cast(i, tl.int64) * grad_y_stride_a
+            taps_ptrs = weight_line_ptrs + tl.cast(i, tl.int64) * weight_stride_a
+            for q in tl.static_range(COUNT):
+                if (MET >> q) % 2 == 1:
+                    is_read = i + q >= 0 and i + q < A_out
+                    if RUN == 1:
+                        scaled_i = a + padding - (start + q) * DILATION
+                        i = scaled_i // STRIDE
+                        is_read = scaled_i >= 0 and scaled_i % STRIDE == 0 and i < A_out
+                        grad_y_run_ptrs = grad_y_line_ptrs + tl.cast(i, tl.int64) * grad_y_stride_a
+                        taps_ptrs = weight_line_ptrs + tl.cast(i, tl.int64) * weight_stride_a
+                        taps_ptrs += tl.cast(start, tl.int64) * weight_stride_u
+                    if is_read:
+                        grad_y = ()
+                        ptrs = grad_y_run_ptrs
+                        for part in tl.static_range(PARTS):
+                            is_part = inside
+                            if GROUP_CHANNELS % (PARTS * BLOCK_C) != 0:
+                                is_part = inside & (member + part * BLOCK_C < GROUP_CHANNELS)
+                            grad_y = grad_y + (tl.load(ptrs, mask=is_part, other=0).to(ACC),)
+                            ptrs += BLOCK_C * grad_y_stride_c
+                        more = ()
+                        for p in tl.static_range(RUN):
+                            if RUN == 1:
+                                weight = tl.load(taps_ptrs + q * weight_stride_u, mask=inside, other=0).to(ACC)
+                                for part in tl.static_range(PARTS):
+                                    more = more + (sums[part] + weight * grad_y[part],)
+                            elif (
+                                p + PADDING >= (FIRST + q) * STRIDE
+                                and p + PADDING - (FIRST + q) * STRIDE <= (K - 1) * DILATION
+                                and (p + PADDING - (FIRST + q) * STRIDE) % DILATION == 0
+                            ):
+                                tap_ptrs = taps_ptrs + (p + PADDING - (FIRST + q) * STRIDE) // DILATION * weight_stride_u
+                                weight = tl.load(tap_ptrs, mask=inside, other=0).to(ACC)
+                                for part in tl.static_range(PARTS):
+                                    more = more + (sums[p * PARTS + part] + weight * grad_y[part],)
+                            else:
+                                for part in tl.static_range(PARTS):
+                                    more = more + (sums[p * PARTS + part],)
+                        sums = more
+                if RUN > 1:
+                    grad_y_run_ptrs += grad_y_step
+                    taps_ptrs += weight_step
+    grad_x_ptrs = grad_x_ptr + c * grad_x_stride_c + tl.cast(a, tl.int64) * grad_x_stride_a
+    grad_x_ptrs += n * grad_x_stride_n + b.to(tl.int64) * grad_x_stride_b
+    for p in tl.static_range(RUN):
+        ptrs = grad_x_ptrs
+        for part in tl.static_range(PARTS):
+            is_written = is_line & (a + p < A) & (member + part * BLOCK_C < GROUP_CHANNELS)
+            tl.store(ptrs, sums[p * PARTS + part], mask=is_written)
+            ptrs += BLOCK_C * grad_x_stride_c
+        grad_x_ptrs += grad_x_stride_a

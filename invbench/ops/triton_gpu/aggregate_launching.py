@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,69 +13,87 @@ from torch import Tensor
 
 from invbench.ops.layout import memory_format_of
 from invbench.ops.library import Window
-from invbench.ops.triton_gpu.aggregate_kernels import forward_kernel, grad_weight_kernel, grad_x_kernel
+from invbench.ops.triton_gpu.aggregate_grad_weight import grad_weight_kernel
+from invbench.ops.triton_gpu.aggregate_kernels import forward_kernel, grad_x_kernel
 from invbench.ops.triton_gpu.launching import INT32_MAX, Launch
 from invbench.spec import InvbenchError
 
 ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
+LONGEST_RUN = 8  # positions: the sums of 8 channels each fill half of a lane's registers
+MOST_PRODUCTS = 64  # of a run's positions with the taps along it: all are code
+MOST_TAPS = 31  # unrolled
+FILLING_WARPS = 1056  # eight for each multiprocessor of an H100: problems of fewer have shorter runs
+WARPS = 4  # of a program
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program computes, and the warps that compute it.
+    """What one program computes, for an image that it reads K*K times.
 
-    ``channels_fast``: neighbouring lanes hold neighbouring channels, otherwise neighbouring positions. ``unroll``: taps
-    of a window row whose loads are in flight together.
+    ``along``: the dimension that its runs lie along, 3 where lanes hold neighbouring channels, otherwise 2, as they
+    hold neighbouring columns. ``lines``: how many runs. ``channels`` of neighbouring lanes and their vectors, and
+    ``parts`` of so many channels that a lane holds. ``run``: the most positions of a run.
     """
 
-    positions: int
+    along: int
+    lines: int
     channels: int
-    channels_fast: bool
-    unroll: int
-    num_warps: int = 4
+    parts: int
+    run: int
+
+    @property
+    def across(self) -> int:
+        """The image's other dimension."""
+        return 5 - self.along
 
 
 def aggregate_tile(image: Tensor, K: int, group_channels: int) -> Tile:
     """The tile of the forward pass and of grad_x, for the image [N, C, H, W] that they read K*K times.
 
-    A thread has at most 8 sums (4 in float64), so that the loads of 7 taps fit its registers. Where lanes share a
-    position there are fewer positions than threads: then each lane loads the weight it needs, and none goes through
-    shared memory.
+    A lane has at most 64 sums, of 8 positions and 8 channels, and float64 takes two registers for each. Two lanes share
+    a position where each loads vectors of channels, so that the 32 bytes they load are a whole sector.
     """
-    channels_fast = _channels_fast(image)
-    channels = min(triton.next_power_of_2(group_channels), 64 if channels_fast else 16)
-    positions = min(64 if channels_fast else 128, _sums(image, channels_fast, group_channels) // channels)
-    return Tile(positions, channels, channels_fast, unroll=min(K, 7))
+    sums = 4 if image.element_size() == 8 else 8
+    if not _channels_fast(image):
+        return Tile(2, 32 * WARPS, 1, _shared(group_channels, sums), _longest_run(K))
+    vector = _vector(image, group_channels)
+    channels = min(triton.next_power_of_2(group_channels), max(2 * vector, 8 if vector == 1 else 1))
+    lanes = max(1, channels // vector)
+    # Channels that cannot be loaded as vectors take a lane each.
+    parts = _shared(triton.cdiv(group_channels, channels), max(1, sums // vector if vector > 1 else 2))
+    return Tile(3, 32 * WARPS // lanes, channels, parts, _longest_run(K))
 
 
 def grad_weight_tile(image: Tensor, K: int, group_channels: int) -> Tile:
-    """The tile of grad_weight, for the image [N, C, H, W] that it reads K*K times.
-
-    A position's channels stay in one warp, which then adds them up without shared memory.
-    """
-    channels_fast = _channels_fast(image)
-    channels = min(triton.next_power_of_2(group_channels), 128 if channels_fast else 16)
-    positions = min(64, _sums(image, channels_fast, group_channels) // channels) if channels_fast else 128
-    # With several blocks of channels a single tap has loads enough in flight.
-    return Tile(positions, channels, channels_fast, unroll=min(K, 7) if channels >= group_channels else 1)
+    """The tile of grad_weight, for the image [N, C, H, W] that it reads K*K times: a lane has all its channels."""
+    longest = _longest_run(K) // (2 if image.element_size() == 8 else 1) or 1
+    if not _channels_fast(image):
+        return Tile(2, 32 * WARPS, 1, group_channels, longest)
+    channels = min(_vector(image, group_channels), 4)
+    return Tile(3, 32 * WARPS, channels, group_channels // channels, longest)
 
 
 def _channels_fast(image: Tensor) -> bool:
     return memory_format_of(image) == torch.channels_last
 
 
-def _sums(image: Tensor, channels_fast: bool, group_channels: int) -> int:
-    """Sums that a program of 4 warps keeps in registers beside its loads in flight."""
-    # Channels that cannot be loaded as vectors take an address and a mask each.
-    scalars = channels_fast and (group_channels % 4 != 0 or not _aligned(image))
-    return (256 if scalars else 1024) // (2 if image.element_size() == 8 else 1)
+def _longest_run(K: int) -> int:
+    return max(1, min(LONGEST_RUN, MOST_PRODUCTS // K)) if K <= MOST_TAPS else 1
 
 
-def _aligned(image: Tensor) -> bool:
-    """Whether Triton knows that each position's channels in image [N, C, H, W] begin at a multiple of 16 bytes."""
+def _shared(count: int, most: int) -> int:
+    """``count`` in the fewest shares of up to ``most``: what the largest has."""
+    return triton.cdiv(count, triton.cdiv(count, most))
+
+
+def _vector(image: Tensor, group_channels: int) -> int:
+    """Channels of a channels_last image [N, C, H, W] that a lane loads at once."""
     stride_n, _, stride_h, stride_w = image.stride()
     in_bytes = image.storage_offset() * image.element_size()
-    return not any(step % 16 for step in (stride_n, stride_h, stride_w, in_bytes))
+    # What Triton knows of alignment.
+    if any(step % 16 for step in (stride_n, stride_h, stride_w, in_bytes)):
+        return 1
+    return math.gcd(group_channels, 16 // image.element_size())
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,64 +133,119 @@ def forward_launch(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> Laun
     """Write y [N, C, H_out, W_out] from x [N, C, H, W] and weight [N, G, K*K, H_out, W_out]."""
     sizes = Sizes.of(x.shape, y.shape, weight.shape[1])
     tile = aggregate_tile(x, window.K, sizes.group_channels)
-    blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(forward_kernel, (x, weight, y), sizes, window, tile, (sizes.H_out, sizes.W_out), blocks)
+    run, constants = _run_of_outputs(y, tile, sizes, window)
+    constants |= {"PARTS": tile.parts, "X_STEP": _fixed(x, tile), "WEIGHT_STEP": _fixed(weight, tile)}
+    return _launch(forward_kernel, (x, weight, y), y, sizes, window, tile, run, constants)
 
 
 def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window) -> Launch:
     """Write grad_x [N, C, H, W] from grad_y [N, C, H_out, W_out] and weight [N, G, K*K, H_out, W_out]."""
     sizes = Sizes.of(grad_x.shape, grad_y.shape, weight.shape[1])
     tile = aggregate_tile(grad_y, window.K, sizes.group_channels)
-    blocks = sizes.G * triton.cdiv(sizes.group_channels, tile.channels)
-    return _launch(grad_x_kernel, (grad_y, weight, grad_x), sizes, window, tile, (sizes.H, sizes.W), blocks)
+    K, stride, dilation, padding = window.K, window.stride, window.dilation, window.padding
+    run = _run(grad_x, tile, sizes)
+    run = triton.cdiv(run, stride) * stride
+    # Of the run that begins at 0: the first output that reads it, and the last.
+    first, end = -((dilation * (K - 1) - padding) // stride), (run - 1 + padding) // stride + 1
+    if run <= dilation or run > LONGEST_RUN or K == 1 or end - first > MOST_PRODUCTS:
+        run, first, end, met = 1, 0, _taps(K), 2 ** _taps(K) - 1
+    else:
+        reads = {divmod(p + padding - dilation * u, stride) for p in range(run) for u in range(K)}
+        met = sum(1 << (i - first) for i, rest in reads if rest == 0)
+    constants = {"PARTS": tile.parts, "FIRST": first, "COUNT": end - first, "MET": met, "PADDING": padding}
+    constants |= {"STEP": _fixed(grad_y, tile), "WEIGHT_STEP": _fixed(weight, tile)}
+    return _launch(grad_x_kernel, (grad_y, weight, grad_x), grad_x, sizes, window, tile, run, constants)
 
 
 def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: Window) -> Launch:
     """Write grad_weight [N, G, K*K, H_out, W_out] from grad_y [N, C, H_out, W_out] and x [N, C, H, W]."""
     sizes = Sizes.of(x.shape, grad_y.shape, grad_weight.shape[1])
     tile = grad_weight_tile(x, window.K, sizes.group_channels)
+    run, constants = _run_of_outputs(grad_y, tile, sizes, window)
     # A row of taps is gathered and written at once where it is contiguous in memory.
-    row_taps = triton.next_power_of_2(window.K) if grad_weight.stride(2) == 1 else 0
-    return _launch(
-        grad_weight_kernel, (grad_y, x, grad_weight), sizes, window, tile, (sizes.H_out, sizes.W_out), sizes.G,
-        ROW_TAPS=row_taps,
-    )  # fmt: skip
+    gathered = tile.along == 3 and grad_weight.stride(2) == 1 and constants["TAPS"] == window.K
+    constants["SLOTS"] = triton.next_power_of_2(window.K) if gathered else 0
+    return _launch(grad_weight_kernel, (grad_y, x, grad_weight), grad_y, sizes, window, tile, run, constants)
+
+
+def _run_of_outputs(output: Tensor, tile: Tile, sizes: Sizes, window: Window) -> tuple[int, dict[str, Any]]:
+    """Positions of a run over ``output`` [N, C, H_out, W_out], and which places of x it meets."""
+    run, unit, taps = _run(output, tile, sizes), math.gcd(window.stride, window.dilation), _taps(window.K)
+    apart, spread = window.stride // unit, window.dilation // unit
+    # Positions that share no x are better computed by many programs.
+    if run <= spread or taps <= apart or (run - 1) * apart + (taps - 1) * spread >= MOST_PRODUCTS:
+        run, unit, apart, spread = 1, window.dilation, 0, 1
+    met = {p * apart + u * spread for p in range(run) for u in range(taps)}
+    return run, {"TAPS": taps, "UNIT": unit, "MET": sum(1 << place for place in met)}
+
+
+def _run(output: Tensor, tile: Tile, sizes: Sizes) -> int:
+    """Positions of a run: as equal shares of the dimension as they get, shorter where programs are few."""
+    length, lines = output.shape[tile.along], output.shape[0] * output.shape[tile.across]
+    blocks = triton.cdiv(lines, tile.lines) * sizes.G * triton.cdiv(sizes.group_channels, tile.channels * tile.parts)
+    run = _shared(length, tile.run)
+    while run > 2 and triton.cdiv(length, run) * blocks * WARPS < FILLING_WARPS:
+        run = _shared(length, triton.cdiv(run, 2))
+    return run
+
+
+def _taps(K: int) -> int:
+    """Taps along a run that are unrolled: a divisor of K."""
+    return max(taps for taps in range(1, MOST_TAPS + 1) if K % taps == 0)
+
+
+def _fixed(tensor: Tensor, tile: Tile) -> int:
+    """The memory step along a run where it is a layer's, not an image's: then it is part of the code; else 0."""
+    return tensor.stride(tile.along - 4) if tile.along == 3 else 0
+
+
+def _strides(tensor: Tensor, tile: Tile, K: int) -> tuple[int, ...]:
+    """Of an image [N, C, H, W] or a weight [N, G, K*K, H_out, W_out]: those of the two axes last, along first."""
+    steps = tensor.stride()
+    axes = (steps[tile.along - 4], steps[tile.across - 4])
+    if tensor.ndim == 4:
+        return (*steps[:2], *axes)
+    row, column = K * steps[2], steps[2]
+    return (*steps[:2], *((column, row) if tile.along == 3 else (row, column)), *axes)
 
 
 def _launch(
     kernel: Any,
     tensors: tuple[Tensor, Tensor, Tensor],
+    output: Tensor,
     sizes: Sizes,
     window: Window,
     tile: Tile,
-    positions: tuple[int, int],
-    channel_blocks: int,
-    **constants: Any,
+    run: int,
+    constants: dict[str, Any],
 ) -> Launch:
     sizes.check_reach(window)
-    area = positions[0] * positions[1]
+    lines, runs = sizes.N * output.shape[tile.across], triton.cdiv(output.shape[tile.along], run)
+    channel_blocks = triton.cdiv(sizes.group_channels, tile.channels * tile.parts)
     accumulator = torch.promote_types(torch.promote_types(tensors[0].dtype, tensors[1].dtype), torch.float32)
+    image, out = (sizes.H, sizes.W), (sizes.H_out, sizes.W_out)
+    if tile.along == 3:
+        image, out = image[::-1], out[::-1]
     return Launch(
         kernel=kernel,
-        programs=triton.cdiv(sizes.N * area, tile.positions) * channel_blocks,
+        programs=triton.cdiv(lines, tile.lines) * runs * sizes.G * channel_blocks,
         arguments=(
             *tensors,
-            *(sizes.N, sizes.H, sizes.W, sizes.H_out, sizes.W_out, sizes.G, window.padding),
-            *(step for tensor in tensors for step in tensor.stride()),
+            *(sizes.N, *image, *out, sizes.G, runs, window.padding, window.K - 1),
+            *(step for tensor in tensors for step in _strides(tensor, tile, window.K)),
         ),
         constants={
             "GROUP_CHANNELS": sizes.group_channels,
             "K": window.K,
             "STRIDE": window.stride,
             "DILATION": window.dilation,
-            "BLOCK_P": tile.positions,
+            "RUN": run,
+            "BLOCK": tile.lines,
             "BLOCK_C": tile.channels,
-            "C_AXIS": int(tile.channels_fast),
-            "UNROLL": tile.unroll,
-            "ADJACENT": not tile.channels_fast and all(t.stride(3) == 1 for t in tensors if t.ndim == 4),
+            "TAPS": _taps(window.K),
             "ACC": ACCUMULATORS[accumulator],
-            "INDEX": tl.int32 if area + tile.positions <= INT32_MAX else tl.int64,
+            "INDEX": tl.int32 if lines + tile.lines <= INT32_MAX else tl.int64,
             **constants,
         },
-        num_warps=tile.num_warps,
+        num_warps=WARPS,
     )

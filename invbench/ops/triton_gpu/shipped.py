@@ -106,6 +106,13 @@ def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stag
     return aggregate_launching.grad_weight_launch(image, image, weight, WINDOW)
 
 
+def _aggregate_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
+    """A loop over the taps across the runs; grad_weight has one over vectors of channels in it."""
+    constants = launch.constants
+    channels = constants["GROUP_CHANNELS"] // constants["BLOCK_C"]
+    return (constants["K"], channels) if kernel == "grad_weight" else (constants["K"],)
+
+
 def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
     image, hidden = _image(stage, stage.C, dtype, True), _image(stage, stage.C // 4, dtype, True)
     span = torch.empty(stage.G * 49, stage.C // 4, dtype=dtype, device="meta")
@@ -162,7 +169,7 @@ SHIPPED = (
         Configuration(
             f"{kernel} {'channels_last' if channels_last else 'contiguous'}",
             partial(_aggregate_launch, kernel, channels_last),
-            trips=lambda launch: (launch.constants["K"],),  # the rows of taps; a row is unrolled
+            trips=partial(_aggregate_trips, kernel),
         )
         for kernel, channels_last in product(("forward", "grad_x", "grad_weight"), (True, False))
     ),
