@@ -23,10 +23,9 @@ def channels_of(tile, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
     """The channels of a tile [BLOCK, BLOCK_C], in an order that depends on BLOCK_C alone: [BLOCK] each."""
     if BLOCK_C == 1:
         return (tl.reshape(tile, [BLOCK]),)
-    if BLOCK_C == 2:
-        return tl.split(tile)
-    low, high = tl.split(tl.reshape(tile, [BLOCK, BLOCK_C // 2, 2]))
-    return channels_of(low, BLOCK, BLOCK_C // 2) + channels_of(high, BLOCK, BLOCK_C // 2)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [BLOCK, BLOCK_C // 2, 2]))
+        return channels_of(even, BLOCK, BLOCK_C // 2) + channels_of(odd, BLOCK, BLOCK_C // 2)
 
 
 @triton.jit
@@ -34,10 +33,11 @@ def row_of(parts, COUNT: tl.constexpr):
     """A tile [BLOCK, COUNT] of COUNT parts [BLOCK], COUNT a power of two."""
     if COUNT == 1:
         return parts[0]
-    pairs = ()
-    for k in tl.static_range(COUNT // 2):
-        pairs = pairs + (tl.join(parts[k], parts[k + COUNT // 2]),)
-    return row_of(pairs, COUNT // 2)
+    else:
+        pairs = ()
+        for k in tl.static_range(COUNT // 2):
+            pairs = pairs + (tl.join(parts[k], parts[k + COUNT // 2]),)
+        return row_of(pairs, COUNT // 2)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -45,16 +45,16 @@ def grad_weight_kernel(
     grad_y_ptr,  # [N, C, A_out, B_out]
     x_ptr,  # [N, C, A, B]
     grad_weight_ptr,  # [N, G, K, K, A_out, B_out]
-    N, A, B, A_out, B_out, G, runs, padding, last,
+    N, A, B, A_out, B_out, G, runs, padding, huge,
     grad_y_stride_n, grad_y_stride_c, grad_y_stride_a, grad_y_stride_b,
     x_stride_n, x_stride_c, x_stride_a, x_stride_b,
     grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_u, grad_weight_stride_v,
     grad_weight_stride_a, grad_weight_stride_b,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr, SLOTS: tl.constexpr,
-    UNIT: tl.constexpr, MET: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
+    SLOTS: tl.constexpr, UNIT: tl.constexpr, MET: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_weight from grad_y and x; BLOCK_C divides a group's channels, SLOTS > 0 holds a row of all K taps."""
+    """Write grad_weight from grad_y and x; PARTS * BLOCK_C divides a group's channels, SLOTS > 0 holds a row of all K taps."""
     APART: tl.constexpr = STRIDE // UNIT
     SPREAD: tl.constexpr = DILATION // UNIT
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, GROUP_CHANNELS)
@@ -70,7 +70,7 @@ def grad_weight_kernel(
     written_ptrs = grad_weight_ptr + tl.cast(group, tl.int64) * grad_weight_stride_g + n * grad_weight_stride_n
     written_ptrs += b.to(tl.int64) * grad_weight_stride_b + tl.cast(a, tl.int64) * grad_weight_stride_a
     for counted in range(K):
-        v = tl.minimum(counted, last)
+        v = tl.minimum(counted, huge)
         across = left + v * DILATION
         inside = tl.reshape((across >= 0) & (across < B), [BLOCK])
         x_line_ptrs = x_ptrs + tl.minimum(tl.maximum(across, 0), B - 1).to(tl.int64) * x_stride_b
@@ -79,30 +79,32 @@ def grad_weight_kernel(
             sums = ()
             for _ in tl.static_range(RUN * TAPS):
                 sums = sums + (tl.zeros([BLOCK], ACC),)
-            x_channel_ptrs = x_line_ptrs
-            grad_y_channel_ptrs = grad_y_ptrs
-            for _ in range(0, GROUP_CHANNELS, BLOCK_C):
-                grad_y = ()
-                ptrs = grad_y_channel_ptrs
-                for p in tl.static_range(RUN):
-                    grad_y = grad_y + channels_of(tl.load(ptrs).to(ACC), BLOCK, BLOCK_C)
-                    ptrs += grad_y_stride_a
-                for q in tl.static_range((RUN - 1) * APART + (TAPS - 1) * SPREAD + 1):
-                    if (MET >> q) % 2 == 1:
-                        along = tl.minimum(tl.maximum(begin + q * UNIT, 0), A - 1)
-                        x = tl.load(x_channel_ptrs + tl.cast(along, tl.int64) * x_stride_a).to(ACC)
-                        x = channels_of(x, BLOCK, BLOCK_C)
-                        more = ()
-                        for p in tl.static_range(RUN):
-                            for u in tl.static_range(TAPS):
-                                total = sums[p * TAPS + u]
-                                if q == p * APART + u * SPREAD:
-                                    for k in tl.static_range(BLOCK_C):
-                                        total += grad_y[p * BLOCK_C + k] * x[k]
-                                more = more + (total,)
-                        sums = more
-                x_channel_ptrs += BLOCK_C * tl.cast(x_stride_c, tl.int64)
-                grad_y_channel_ptrs += BLOCK_C * tl.cast(grad_y_stride_c, tl.int64)
+            for counted_vectors in range(GROUP_CHANNELS // (PARTS * BLOCK_C)):
+                channel = tl.minimum(counted_vectors, huge).to(tl.int64) * (PARTS * BLOCK_C)
+                x_vector_ptrs = x_line_ptrs + channel * x_stride_c
+                grad_y_vector_ptrs = grad_y_ptrs + channel * grad_y_stride_c
+                for _ in tl.static_range(PARTS):
+                    grad_y = ()
+                    ptrs = grad_y_vector_ptrs
+                    for p in tl.static_range(RUN):
+                        grad_y = grad_y + channels_of(tl.load(ptrs).to(ACC), BLOCK, BLOCK_C)
+                        ptrs += grad_y_stride_a
+                    for q in tl.static_range((RUN - 1) * APART + (TAPS - 1) * SPREAD + 1):
+                        if (MET >> q) % 2 == 1:
+                            along = tl.minimum(tl.maximum(begin + q * UNIT, 0), A - 1)
+                            x = tl.load(x_vector_ptrs + tl.cast(along, tl.int64) * x_stride_a).to(ACC)
+                            x = channels_of(x, BLOCK, BLOCK_C)
+                            more = ()
+                            for p in tl.static_range(RUN):
+                                for u in tl.static_range(TAPS):
+                                    total = sums[p * TAPS + u]
+                                    if q == p * APART + u * SPREAD:
+                                        for k in tl.static_range(BLOCK_C):
+                                            total += grad_y[p * BLOCK_C + k] * x[k]
+                                    more = more + (total,)
+                            sums = more
+                    x_vector_ptrs += BLOCK_C * x_stride_c
+                    grad_y_vector_ptrs += BLOCK_C * grad_y_stride_c
             tap_ptrs = written_ptrs + tl.cast(v, tl.int64) * grad_weight_stride_v
             tap_ptrs += tl.cast(start, tl.int64) * grad_weight_stride_u
             for p in tl.static_range(RUN):

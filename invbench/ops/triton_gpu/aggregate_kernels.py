@@ -30,10 +30,10 @@ import triton
 import triton.language as tl
 
 # Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
-SIZES = ["N", "H", "W", "A", "B", "A_out", "B_out", "G", "runs", "padding", "last"]
+SIZES = ["N", "H", "W", "A", "B", "A_out", "B_out", "G", "runs", "padding", "huge"]
 
-# ``tl.minimum(.., last)`` hides from compilers that a loop's taps are equally far apart in memory: knowing it, they
-# keep an address for each load of the loop, many more than there are registers.
+# ``tl.minimum(.., huge)`` hides from compilers that a loop's taps are equally far apart in memory: knowing it, they
+# keep an address for each load of the loop, many more than there are registers. Nothing exceeds ``huge``.
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def forward_kernel(
     x_ptr,  # [N, C, A, B]
     weight_ptr,  # [N, G, K, K, A_out, B_out]
     y_ptr,  # [N, C, A_out, B_out]
-    N, A, B, A_out, B_out, G, runs, padding, last,
+    N, A, B, A_out, B_out, G, runs, padding, huge,
     x_stride_n, x_stride_c, x_stride_a, x_stride_b,
     weight_stride_n, weight_stride_g, weight_stride_u, weight_stride_v, weight_stride_a, weight_stride_b,
     y_stride_n, y_stride_c, y_stride_a, y_stride_b,
@@ -114,13 +114,15 @@ def forward_kernel(
     for _ in tl.static_range(RUN * PARTS):
         sums = sums + (tl.zeros([BLOCK, BLOCK_C], ACC),)
     for counted in range(K):
-        v = tl.minimum(counted, last)
+        v = tl.minimum(counted, huge)
         across = left + v * DILATION
         inside = is_line & (across >= 0) & (across < B)
         for start in range(0, K, TAPS):
             begin = top + start * DILATION
             x_run_ptrs = x_ptrs + (tl.cast(begin, tl.int64) * x_stride_a + tl.cast(v, tl.int64) * DILATION * x_stride_b)
-            taps_ptrs = weight_ptrs + (tl.cast(start, tl.int64) * weight_stride_u + tl.cast(v, tl.int64) * weight_stride_v)
+            taps_ptrs = weight_ptrs + (
+                tl.cast(start, tl.int64) * weight_stride_u + tl.cast(v, tl.int64) * weight_stride_v
+            )
             taps_of = ()
             for _ in tl.static_range(RUN):
                 taps_of = taps_of + (taps_ptrs,)
@@ -167,7 +169,7 @@ def grad_x_kernel(
     grad_y_ptr,  # [N, C, A_out, B_out]
     weight_ptr,  # [N, G, K, K, A_out, B_out]
     grad_x_ptr,  # [N, C, A, B]
-    N, A, B, A_out, B_out, G, runs, padding, last,
+    N, A, B, A_out, B_out, G, runs, padding, huge,
     grad_y_stride_n, grad_y_stride_c, grad_y_stride_a, grad_y_stride_b,
     weight_stride_n, weight_stride_g, weight_stride_u, weight_stride_v, weight_stride_a, weight_stride_b,
     grad_x_stride_n, grad_x_stride_c, grad_x_stride_a, grad_x_stride_b,
@@ -191,7 +193,7 @@ def grad_x_kernel(
     for _ in tl.static_range(RUN * PARTS):
         sums = sums + (tl.zeros([BLOCK, BLOCK_C], ACC),)
     for counted in range(K):
-        v = tl.minimum(counted, last)
+        v = tl.minimum(counted, huge)
         # The one output coordinate that reads b with tap v, if the stride hits it.
         scaled = b + padding - v * DILATION
         across = scaled // STRIDE
@@ -234,7 +236,9 @@ def grad_x_kernel(
                                 and p + PADDING - (FIRST + q) * STRIDE <= (K - 1) * DILATION
                                 and (p + PADDING - (FIRST + q) * STRIDE) % DILATION == 0
                             ):
-                                tap_ptrs = taps_ptrs + (p + PADDING - (FIRST + q) * STRIDE) // DILATION * weight_stride_u
+                                tap_ptrs = (
+                                    taps_ptrs + (p + PADDING - (FIRST + q) * STRIDE) // DILATION * weight_stride_u
+                                )
                                 weight = tl.load(tap_ptrs, mask=inside, other=0).to(ACC)
                                 for part in tl.static_range(PARTS):
                                     more = more + (sums[p * PARTS + part] + weight * grad_y[part],)

@@ -70,7 +70,8 @@ def grad_weight_tile(image: Tensor, K: int, group_channels: int) -> Tile:
     if not _channels_fast(image):
         return Tile(2, 32 * WARPS, 1, group_channels, longest)
     channels = min(_vector(image, group_channels), 4)
-    return Tile(3, 32 * WARPS, channels, group_channels // channels, longest)
+    # With longer runs, the gathered rows of taps would spill.
+    return Tile(3, 32 * WARPS, channels, group_channels // channels, min(longest, 4))
 
 
 def _channels_fast(image: Tensor) -> bool:
@@ -164,6 +165,7 @@ def grad_weight_launch(grad_y: Tensor, x: Tensor, grad_weight: Tensor, window: W
     run, constants = _run_of_outputs(grad_y, tile, sizes, window)
     # A row of taps is gathered and written at once where it is contiguous in memory.
     gathered = tile.along == 3 and grad_weight.stride(2) == 1 and constants["TAPS"] == window.K
+    constants["PARTS"] = 1 if tile.channels > 1 else math.gcd(sizes.group_channels, 2)
     constants["SLOTS"] = triton.next_power_of_2(window.K) if gathered else 0
     return _launch(grad_weight_kernel, (grad_y, x, grad_weight), grad_y, sizes, window, tile, run, constants)
 
@@ -231,7 +233,7 @@ def _launch(
         programs=triton.cdiv(lines, tile.lines) * runs * sizes.G * channel_blocks,
         arguments=(
             *tensors,
-            *(sizes.N, *image, *out, sizes.G, runs, window.padding, window.K - 1),
+            *(sizes.N, *image, *out, sizes.G, runs, window.padding, INT32_MAX),
             *(step for tensor in tensors for step in _strides(tensor, tile, window.K)),
         ),
         constants={

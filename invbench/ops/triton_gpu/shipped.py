@@ -109,8 +109,8 @@ def _aggregate_launch(kernel: str, channels_last: bool, dtype: torch.dtype, stag
 def _aggregate_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
     """A loop over the taps across the runs; grad_weight has one over vectors of channels in it."""
     constants = launch.constants
-    channels = constants["GROUP_CHANNELS"] // constants["BLOCK_C"]
-    return (constants["K"], channels) if kernel == "grad_weight" else (constants["K"],)
+    vectors = constants["GROUP_CHANNELS"] // (constants["PARTS"] * constants["BLOCK_C"])
+    return (constants["K"], vectors) if kernel == "grad_weight" else (constants["K"],)
 
 
 def _span_launch(kernel: str, dtype: torch.dtype, stage: Stage, target: Target) -> Launch:
