@@ -19,8 +19,7 @@ from triton.runtime import jit
 
 from invbench.ops import triton_gpu
 from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import compiling, inspection, sass, traffic
-from invbench.ops.triton_gpu.aggregate_launching import forward_launch
+from invbench.ops.triton_gpu import aggregate_launching, aggregate_traffic, compiling, inspection, sass, traffic
 from invbench.ops.triton_gpu.launching import Launch
 from invbench.ops.triton_gpu.shipped import SHIPPED, STAGES
 from invbench.spec import InvbenchError
@@ -414,32 +413,91 @@ def taps_inside(size: int, window: Window) -> int:
     return sum(0 <= i * window.stride + u * window.dilation - window.padding < size for i in outputs for u in taps)
 
 
-@needs_interpreter
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    ("shape", "G", "window", "dtype"),
-    [
-        ((2, 6, 5, 4), 2, Window(3, 1, 1, 1), torch.float32),
-        ((1, 4, 7, 3), 4, Window(5, 2, 1, 2), torch.bfloat16),
-        ((3, 3, 4, 4), 1, Window(3, 1, 2, 2), torch.float64),
-    ],
-)
-def test_counts_the_traffic(
+def places_of_runs(size: int, window: Window, run: int) -> int:
+    """Places inside an image of this size that the windows of a run reach, each once, over all its runs."""
+    outputs = math.ceil(size / window.stride)
+    count = 0
+    for start in range(0, outputs, run):
+        first = min(start, outputs - run)
+        windows = product(range(first, first + run), range(window.K))
+        places = {i * window.stride + u * window.dilation - window.padding for i, u in windows}
+        count += sum(0 <= place < size for place in places)
+    return count
+
+
+AGGREGATES = [
+    ((2, 6, 5, 4), 2, Window(3, 1, 1, 1), torch.float32),
+    ((1, 4, 7, 3), 4, Window(5, 2, 1, 2), torch.bfloat16),
+    ((3, 3, 4, 4), 1, Window(3, 1, 2, 2), torch.float64),
+    ((1, 2, 17, 17), 2, Window(3, 1, 1, 1), torch.float32),
+    ((2, 2, 9, 11), 1, Window(3, 3, 2, 2), torch.float32),
+]
+
+
+def zeros_of(
     shape: tuple[int, ...], G: int, window: Window, dtype: torch.dtype, channels_last: bool
-) -> None:
-    """x is asked for wherever a tap lies inside it, the weight once for each block of channels, y is written once."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weight and y of one aggregate."""
     N, C, H, W = shape
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.zeros(shape, dtype=dtype).to(memory_format=memory_format)
     y = torch.zeros(N, C, math.ceil(H / window.stride), math.ceil(W / window.stride), dtype=dtype)
     y = y.to(memory_format=memory_format)
-    weight = empty_weight(y, G, window.K**2, channels_last).zero_()
-    counted = traffic.requested_bytes(forward_launch(x, weight, y, window))
-    assert counted.loaded == {
-        "x_ptr": N * C * taps_inside(H, window) * taps_inside(W, window) * x.element_size(),
-        "weight_ptr": weight.nbytes,
-    }
+    return x, empty_weight(y, G, window.K**2, channels_last).zero_(), y
+
+
+@needs_interpreter
+@pytest.mark.parametrize("filling_warps", [0, aggregate_launching.FILLING_WARPS], ids=["long-runs", "short-runs"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "G", "window", "dtype"), AGGREGATES)
+def test_counts_the_traffic(
+    shape: tuple[int, ...],
+    G: int,
+    window: Window,
+    dtype: torch.dtype,
+    channels_last: bool,
+    filling_warps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run asks once for each x that its windows reach and each tap across; y is written once."""
+    monkeypatch.setattr(aggregate_launching, "FILLING_WARPS", filling_warps)
+    N, C, H, W = shape
+    x, weight, y = zeros_of(shape, G, window, dtype, channels_last)
+    launch = aggregate_launching.forward_launch(x, weight, y, window)
+    counted = traffic.requested_bytes(launch)
+    along, across = (W, H) if channels_last else (H, W)
+    run = launch.constants["RUN"]
+    assert set(counted.loaded) == {"x_ptr", "weight_ptr"}
+    assert counted.loaded["x_ptr"] == (
+        N * C * places_of_runs(along, window, run) * taps_inside(across, window) * x.element_size()
+    )
+    if window.stride == window.dilation == 1:
+        runs = math.ceil(along / run)
+        assert places_of_runs(along, window, run) <= runs * (run + window.K - 1)
     assert counted.stored == {"y_ptr": y.nbytes}
+
+
+@needs_interpreter
+@pytest.mark.parametrize("filling_warps", [0, aggregate_launching.FILLING_WARPS], ids=["long-runs", "short-runs"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kernel", ["forward", "grad_x", "grad_weight"])
+@pytest.mark.parametrize(("shape", "G", "window", "dtype"), AGGREGATES)
+def test_model_of_the_plain_kernels_traffic(
+    shape: tuple[int, ...],
+    G: int,
+    window: Window,
+    dtype: torch.dtype,
+    kernel: str,
+    channels_last: bool,
+    filling_warps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aggregate_launching, "FILLING_WARPS", filling_warps)
+    x, weight, y = zeros_of(shape, G, window, dtype, channels_last)
+    tensors = {"forward": (x, weight, y), "grad_x": (y, weight, x), "grad_weight": (y, x, weight)}[kernel]
+    launch = getattr(aggregate_launching, f"{kernel}_launch")(*tensors, window)
+    counted = traffic.requested_bytes(launch)
+    assert aggregate_traffic.asked(launch) == {**counted.loaded, **counted.stored}
 
 
 @triton.jit

@@ -3,9 +3,9 @@
     grad_weight[n, g, u, v, a, b] = sum over c in g  grad_y[n, c, a, b] * x[n, c, place(a, u), place(b, v)]
 
 Axes, runs and grid are those of ``aggregate_kernels``, but a program takes all channels of one group. A lane holds the
-sums of a run's positions with all taps along it, for one tap v across, and goes over the channels, BLOCK_C that lie side
-by side at a time: RUN + K - 1 loads of x and RUN of grad_y serve RUN * K sums, and none leaves its lane. What is read in
-place of x outside the image is x inside it: sums with it are not written, zeros are.
+sums of a run's positions with all taps along it, for one tap v across, and goes over the channels, BLOCK_C that lie
+side by side at a time: RUN + K - 1 loads of x and RUN of grad_y serve RUN * K sums, and none leaves its lane. What is
+read in place of x outside the image is x inside it: sums with it are not written, zeros are.
 
 Where the taps along a run are neighbours in memory, a position's are gathered and written at once.
 """
@@ -54,7 +54,7 @@ def grad_weight_kernel(
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     SLOTS: tl.constexpr, UNIT: tl.constexpr, MET: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_weight from grad_y and x; PARTS * BLOCK_C divides a group's channels, SLOTS > 0 holds a row of all K taps."""
+    """Write grad_weight from grad_y and x; PARTS * BLOCK_C divides GROUP_CHANNELS, SLOTS > 0 holds a row of K taps."""
     APART: tl.constexpr = STRIDE // UNIT
     SPREAD: tl.constexpr = DILATION // UNIT
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, GROUP_CHANNELS)

@@ -14,6 +14,7 @@ from torch import Tensor
 from invbench.ops.fused import Generator, Norm, Reducer
 from invbench.ops.library import Window, empty_weight
 from invbench.ops.triton_gpu import aggregate_launching, banded_launching, span_launching
+from invbench.ops.triton_gpu.aggregate_traffic import asked
 from invbench.ops.triton_gpu.compiling import Target
 from invbench.ops.triton_gpu.launching import Launch
 from invbench.ops.triton_gpu.reduce_kernel import reduce_launch
@@ -52,6 +53,7 @@ class Stage:
 
 
 WINDOW = Window(7, 1, 1, 3)
+DTYPE_OF_SIZE = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 # An A100, an H100 or H200, a B200, an MI300X.
 CHIPS: dict[Target, Chip] = {
     80: Chip(108, 32, 80),
@@ -65,19 +67,25 @@ STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7,
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """A kernel as it is shipped: its ``launch`` for a dtype, a stage and a target, and the ``trips`` of that launch's
-    loops, None where they are not known; ``dtypes`` that it takes; ``tiled``, its name in ``tiling``, if it has one."""
+    loops, None where they are not known; ``dtypes`` that it takes; ``tiled``, its name in ``tiling``, if it has one;
+    ``asked``, of a launch that is not tiled the bytes it asks of memory."""
 
     name: str
     launch: Callable[[torch.dtype, Stage, Target], Launch]
     trips: Callable[[Launch], Sequence[float] | None]
     dtypes: tuple[str, ...] = DTYPES
     tiled: str = ""
+    asked: Callable[[Launch], dict[str, int]] | None = None
 
     def asked_over_least(self, size: int, stage: Stage, target: Target) -> float | None:
         """The bytes that the launch asks for, over the fewest that would do: each number once, parameters left out.
 
         size: bytes of a number. None where there is no model of it.
         """
+        if self.asked:
+            launch = self.launch(DTYPE_OF_SIZE[size], stage, target)
+            tensors = (argument for argument in launch.arguments if isinstance(argument, Tensor))
+            return sum(self.asked(launch).values()) / sum(tensor.nbytes for tensor in tensors)
         if not self.tiled:
             return None
         cut = _cut(self.tiled, stage, target)
@@ -170,6 +178,7 @@ SHIPPED = (
             f"{kernel} {'channels_last' if channels_last else 'contiguous'}",
             partial(_aggregate_launch, kernel, channels_last),
             trips=partial(_aggregate_trips, kernel),
+            asked=asked,
         )
         for kernel, channels_last in product(("forward", "grad_x", "grad_weight"), (True, False))
     ),
