@@ -183,6 +183,41 @@ def test_tiles_agree_with_the_reference(spec: LayerSpec, H: int, W: int, channel
 
 
 @needs_device
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("spec", "H", "W"),
+    [
+        (LayerSpec(C=4, K=3, G=2), 9, 10),  # two runs, of which the last repeats positions
+        (LayerSpec(C=6, K=3, G=2, stride=2), 13, 11),
+        (LayerSpec(C=8, K=5, G=1, stride=3), 10, 19),
+        (LayerSpec(C=4, K=3, G=2, dilation=2), 17, 9),
+        (LayerSpec(C=4, K=5, G=1, stride=2, dilation=3), 19, 20),  # places that no tap meets
+        (LayerSpec(C=16, K=3, G=1), 17, 17),
+        (LayerSpec(C=2, K=3, G=1, stride=9), 20, 20),  # positions that share nothing
+        (LayerSpec(C=2, K=3, G=1, dilation=40), 3, 50),
+    ],
+    ids=str,
+)
+def test_runs_agree_with_the_reference(
+    spec: LayerSpec, H: int, W: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as they are where there are programs enough."""
+    monkeypatch.setattr(aggregate_launching, "FILLING_WARPS", 0)
+    assert_agrees(*random_aggregate(spec, H, W, channels_last=channels_last), spec)
+
+
+def test_runs_share_the_image_equally() -> None:
+    """No position is computed twice at RedNet's sizes; where programs are few, runs are shorter."""
+    for size, run in ((56, 8), (28, 7), (14, 7), (7, 7)):
+        x = torch.empty(256, 64, size, size, device="meta")
+        weight = empty_weight(x, 4, 49, taps_last=False)
+        assert aggregate_launching.forward_launch(x, weight, x, Window(7, 1, 1, 3)).constants["RUN"] == run
+    x = torch.empty(1, 16, 7, 7, device="meta")
+    weight = empty_weight(x, 1, 49, taps_last=False)
+    assert aggregate_launching.forward_launch(x, weight, x, Window(7, 1, 1, 3)).constants["RUN"] == 2
+
+
+@needs_device
 @pytest.mark.parametrize("taps_last", [False, True])
 @pytest.mark.parametrize("x_channels_last", [False, True])
 def test_each_tensor_has_its_own_layout(x_channels_last: bool, taps_last: bool) -> None:

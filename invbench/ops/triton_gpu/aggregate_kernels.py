@@ -32,6 +32,10 @@ import triton.language as tl
 # Sizes differ from layer to layer, and knowing that one is 1 or divisible by 16 makes no kernel faster.
 SIZES = ["N", "H", "W", "A", "B", "A_out", "B_out", "G", "runs", "padding", "huge"]
 
+# ADJACENT is advice to Triton: lines, which it cannot see to lie side by side, mostly do. Without it, neighbouring
+# lanes get different channels of contiguous images. It is not true at the end of a row, but harmless: it is given only
+# where a column's step is 1, so that nothing is known of the alignment, and only loads known to be aligned are widened.
+
 # ``tl.minimum(.., huge)`` hides from compilers that a loop's taps are equally far apart in memory: knowing it, they
 # keep an address for each load of the loop, many more than there are registers. Nothing exceeds ``huge``.
 
@@ -90,7 +94,7 @@ def forward_kernel(
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     UNIT: tl.constexpr, MET: tl.constexpr, X_STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Write y from x and weight."""
     # In units of UNIT, which divides both: what the next position and the next tap of the run's axis are apart.
@@ -107,7 +111,12 @@ def forward_kernel(
 
     x_step = X_STEP if X_STEP > 0 else x_stride_a
     weight_step = WEIGHT_STEP if WEIGHT_STEP > 0 else weight_stride_a
-    x_ptrs = x_ptr + c * x_stride_c + n * x_stride_n + left.to(tl.int64) * x_stride_b
+    x_line = n * x_stride_n + left.to(tl.int64) * x_stride_b
+    y_line = n * y_stride_n + b.to(tl.int64) * y_stride_b
+    if ADJACENT:
+        x_line = tl.max_contiguous(x_line, [BLOCK, 1])
+        y_line = tl.max_contiguous(y_line, [BLOCK, 1])
+    x_ptrs = x_ptr + c * x_stride_c + x_line
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g + tl.cast(a, tl.int64) * weight_stride_a
     weight_ptrs += n * weight_stride_n + b.to(tl.int64) * weight_stride_b
     sums = ()
@@ -154,7 +163,7 @@ def forward_kernel(
                         sums = more
                 x_run_ptrs += UNIT * x_step
     y_ptrs = y_ptr + c * y_stride_c + tl.cast(a, tl.int64) * y_stride_a
-    y_ptrs += n * y_stride_n + b.to(tl.int64) * y_stride_b
+    y_ptrs += y_line
     for p in tl.static_range(RUN):
         ptrs = y_ptrs
         for part in tl.static_range(PARTS):
@@ -176,7 +185,7 @@ def grad_x_kernel(
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     FIRST: tl.constexpr, COUNT: tl.constexpr, PADDING: tl.constexpr, MET: tl.constexpr,
-    STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr, ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Write grad_x from grad_y and weight; RUN is a multiple of STRIDE, or 1."""
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, PARTS * BLOCK_C)
@@ -187,7 +196,7 @@ def grad_x_kernel(
 
     grad_y_step = STEP if STEP > 0 else grad_y_stride_a
     weight_step = WEIGHT_STEP if WEIGHT_STEP > 0 else weight_stride_a
-    grad_y_ptrs = grad_y_ptr + c * grad_y_stride_c + n * grad_y_stride_n
+    grad_y_ptrs = grad_y_ptr + c * grad_y_stride_c
     weight_ptrs = weight_ptr + tl.cast(group, tl.int64) * weight_stride_g + n * weight_stride_n
     sums = ()
     for _ in tl.static_range(RUN * PARTS):
@@ -199,7 +208,10 @@ def grad_x_kernel(
         across = scaled // STRIDE
         inside = is_line & (scaled >= 0) & (scaled % STRIDE == 0) & (across < B_out)
         across = across.to(tl.int64)
-        grad_y_line_ptrs = grad_y_ptrs + across * grad_y_stride_b
+        grad_y_line = n * grad_y_stride_n + across * grad_y_stride_b
+        if ADJACENT:
+            grad_y_line = tl.max_contiguous(grad_y_line, [BLOCK, 1])
+        grad_y_line_ptrs = grad_y_ptrs + grad_y_line
         weight_line_ptrs = weight_ptrs + (across * weight_stride_b + tl.cast(v, tl.int64) * weight_stride_v)
         for start in range(0, K, TAPS):
             # Of a run, which outputs read which of its positions is the same for all runs; of a single position not.
@@ -250,7 +262,10 @@ def grad_x_kernel(
                     grad_y_run_ptrs += grad_y_step
                     taps_ptrs += weight_step
     grad_x_ptrs = grad_x_ptr + c * grad_x_stride_c + tl.cast(a, tl.int64) * grad_x_stride_a
-    grad_x_ptrs += n * grad_x_stride_n + b.to(tl.int64) * grad_x_stride_b
+    grad_x_line = n * grad_x_stride_n + b.to(tl.int64) * grad_x_stride_b
+    if ADJACENT:
+        grad_x_line = tl.max_contiguous(grad_x_line, [BLOCK, 1])
+    grad_x_ptrs += grad_x_line
     for p in tl.static_range(RUN):
         ptrs = grad_x_ptrs
         for part in tl.static_range(PARTS):

@@ -55,7 +55,15 @@ def aggregate_tile(image: Tensor, K: int, group_channels: int) -> Tile:
     """
     sums = 4 if image.element_size() == 8 else 8
     if not _channels_fast(image):
-        return Tile(2, 32 * WARPS, 1, _shared(group_channels, sums), _longest_run(K))
+        # Of fewer at a time the code is longer, and takes long to compile; of more, their addresses fill registers.
+        channels = min(triton.next_power_of_2(group_channels), 4)
+        return Tile(
+            2,
+            32 * WARPS,
+            channels,
+            _shared(triton.cdiv(group_channels, channels), max(1, sums // channels)),
+            _longest_run(K),
+        )
     vector = _vector(image, group_channels)
     channels = min(triton.next_power_of_2(group_channels), max(2 * vector, 8 if vector == 1 else 1))
     lanes = max(1, channels // vector)
@@ -135,7 +143,12 @@ def forward_launch(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> Laun
     sizes = Sizes.of(x.shape, y.shape, weight.shape[1])
     tile = aggregate_tile(x, window.K, sizes.group_channels)
     run, constants = _run_of_outputs(y, tile, sizes, window)
-    constants |= {"PARTS": tile.parts, "X_STEP": _fixed(x, tile), "WEIGHT_STEP": _fixed(weight, tile)}
+    constants |= {
+        "PARTS": tile.parts,
+        "ADJACENT": _adjacent(tile, x, y),
+        "X_STEP": _fixed(x, tile),
+        "WEIGHT_STEP": _fixed(weight, tile),
+    }
     return _launch(forward_kernel, (x, weight, y), y, sizes, window, tile, run, constants)
 
 
@@ -154,7 +167,11 @@ def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window
         reads = {divmod(p + padding - dilation * u, stride) for p in range(run) for u in range(K)}
         met = sum(1 << (i - first) for i, rest in reads if rest == 0)
     constants = {"PARTS": tile.parts, "FIRST": first, "COUNT": end - first, "MET": met, "PADDING": padding}
-    constants |= {"STEP": _fixed(grad_y, tile), "WEIGHT_STEP": _fixed(weight, tile)}
+    constants |= {
+        "ADJACENT": _adjacent(tile, grad_y, grad_x),
+        "STEP": _fixed(grad_y, tile),
+        "WEIGHT_STEP": _fixed(weight, tile),
+    }
     return _launch(grad_x_kernel, (grad_y, weight, grad_x), grad_x, sizes, window, tile, run, constants)
 
 
@@ -199,6 +216,11 @@ def _taps(K: int) -> int:
 def _fixed(tensor: Tensor, tile: Tile) -> int:
     """The memory step along a run where it is a layer's, not an image's: then it is part of the code; else 0."""
     return tensor.stride(tile.along - 4) if tile.along == 3 else 0
+
+
+def _adjacent(tile: Tile, *images: Tensor) -> bool:
+    """Whether lanes of neighbouring columns hold what lies side by side in all of these images."""
+    return tile.along == 2 and all(image.stride(3) == 1 for image in images)
 
 
 def _strides(tensor: Tensor, tile: Tile, K: int) -> tuple[int, ...]:
