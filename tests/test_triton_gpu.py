@@ -208,9 +208,9 @@ def test_runs_agree_with_the_reference(
 
 def test_runs_share_the_image_equally() -> None:
     """No position is computed twice at RedNet's sizes; where programs are few, runs are shorter."""
-    for size, run in ((56, 8), (28, 7), (14, 7), (7, 7)):
-        x = torch.empty(256, 64, size, size, device="meta")
-        weight = empty_weight(x, 4, 49, taps_last=False)
+    for size, C, run in ((56, 64, 8), (28, 128, 7), (14, 256, 7), (7, 512, 7)):
+        x = torch.empty(256, C, size, size, device="meta")
+        weight = empty_weight(x, C // 16, 49, taps_last=False)
         assert aggregate_launching.forward_launch(x, weight, x, Window(7, 1, 1, 3)).constants["RUN"] == run
     x = torch.empty(1, 16, 7, 7, device="meta")
     weight = empty_weight(x, 1, 49, taps_last=False)
