@@ -79,7 +79,7 @@ def grad_weight_tile(image: Tensor, K: int, group_channels: int) -> Tile:
         return Tile(2, 32 * WARPS, 1, group_channels, longest)
     channels = min(_vector(image, group_channels), 4)
     # With longer runs, the gathered rows of taps would spill.
-    return Tile(3, 32 * WARPS, channels, group_channels // channels, min(longest, 4))
+    return Tile(3, 32 * WARPS, channels, group_channels // channels, max(1, min(longest, 4, 32 // K)))
 
 
 def _channels_fast(image: Tensor) -> bool:
@@ -87,7 +87,8 @@ def _channels_fast(image: Tensor) -> bool:
 
 
 def _longest_run(K: int) -> int:
-    return max(1, min(LONGEST_RUN, MOST_PRODUCTS // K)) if K <= MOST_TAPS else 1
+    # Twice as long as the window, a run has most of what sharing gives; longer ones of K = 3 spill.
+    return max(1, min(LONGEST_RUN, 2 * K, MOST_PRODUCTS // K)) if K <= MOST_TAPS else 1
 
 
 def _shared(count: int, most: int) -> int:
