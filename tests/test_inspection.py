@@ -557,6 +557,7 @@ def check_resources(rows: list[inspection.Row]) -> None:
             assert row.asked_over_least <= 1.5, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", PLAIN_BUDGET)
 def test_plain_kernels_keep_to_their_budget(kernel: str) -> None:
     rows = printed("--target", "90", "--dtype", "float32", "--kernel", kernel)
@@ -567,21 +568,21 @@ def test_plain_kernels_keep_to_their_budget(kernel: str) -> None:
 
 
 def test_what_is_shipped_fits() -> None:
-    rows = printed("--target", "90", "gfx942")
+    rows = printed("--target", "90")
     dtypes = ["bfloat16" in shipped.dtypes for shipped in SHIPPED]
-    assert len(rows) == sum(dtypes) * len(STAGES) * 2
+    assert len(rows) == sum(dtypes) * len(STAGES)
     check_resources(rows)
     for row in rows:
         # A pair's multiply-adds alone are 49 taps of 16 channels, where the matrix units do not make them.
         assert row.thread_instructions is None or row.thread_instructions > 784
     table = inspection.as_table(rows).splitlines()
     assert table[0].split()[:2] == ["kernel", "stage"]
-    assert table[2].split()[:5] == ["forward", "channels_last", "64x56x56/4", "bfloat16", "gfx942"]
+    assert table[2].split()[:5] == ["forward", "channels_last", "64x56x56/4", "bfloat16", "90"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 100])
-def test_what_is_shipped_fits_other_gpus(target: int) -> None:
+@pytest.mark.parametrize("target", [80, 100, "gfx942"])
+def test_what_is_shipped_fits_other_gpus(target: compiling.Target) -> None:
     check_resources(printed("--target", str(target)))
 
 

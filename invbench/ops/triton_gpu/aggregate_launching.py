@@ -32,7 +32,7 @@ class Tile:
 
     ``along``: the dimension that its runs lie along, 3 where lanes hold neighbouring channels, otherwise 2, as they
     hold neighbouring columns. ``lines``: how many runs. ``channels`` of neighbouring lanes and their vectors, and
-    ``parts`` of so many channels that a lane holds. ``run``: the most positions of a run.
+    ``parts`` of so many channels that a lane holds. ``run``: the most positions of a run. ``warps`` of a program.
     """
 
     along: int
@@ -40,6 +40,7 @@ class Tile:
     channels: int
     parts: int
     run: int
+    warps: int = WARPS
 
     @property
     def across(self) -> int:
@@ -57,13 +58,10 @@ def aggregate_tile(image: Tensor, K: int, group_channels: int) -> Tile:
     if not _channels_fast(image):
         # Of fewer at a time the code is longer, and takes long to compile; of more, their addresses fill registers.
         channels = min(triton.next_power_of_2(group_channels), 4)
-        return Tile(
-            2,
-            32 * WARPS,
-            channels,
-            _shared(triton.cdiv(group_channels, channels), max(1, sums // channels)),
-            _longest_run(K),
-        )
+        parts = _shared(triton.cdiv(group_channels, channels), max(1, sums // channels))
+        # In 16 bits, compilers would spill a register so that one more program of 4 warps has room.
+        warps = 2 * WARPS if image.element_size() == 2 else WARPS
+        return Tile(2, 32 * warps, channels, parts, _longest_run(K), warps)
     vector = _vector(image, group_channels)
     channels = min(triton.next_power_of_2(group_channels), max(2 * vector, 8 if vector == 1 else 1))
     lanes = max(1, channels // vector)
@@ -204,7 +202,7 @@ def _run(output: Tensor, tile: Tile, sizes: Sizes) -> int:
     length, lines = output.shape[tile.along], output.shape[0] * output.shape[tile.across]
     blocks = triton.cdiv(lines, tile.lines) * sizes.G * triton.cdiv(sizes.group_channels, tile.channels * tile.parts)
     run = _shared(length, tile.run)
-    while run > 2 and triton.cdiv(length, run) * blocks * WARPS < FILLING_WARPS:
+    while run > 2 and triton.cdiv(length, run) * blocks * tile.warps < FILLING_WARPS:
         run = _shared(length, triton.cdiv(run, 2))
     return run
 
@@ -272,5 +270,5 @@ def _launch(
             "INDEX": tl.int32 if lines + tile.lines <= INT32_MAX else tl.int64,
             **constants,
         },
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
