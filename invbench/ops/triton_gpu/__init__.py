@@ -1,16 +1,17 @@
 """Triton kernels for GPUs: the aggregate, whole layers of involution, and their gradients.
 
-With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_launching``). In 16 bits, on the
-matrix units, by the ``band``: with the weight given (``banded_kernels``, ``banded_launching``), and with the weight
-made where it is used (``span_kernels``, ``span_gradients``, ``span_launching``). ``walking`` is how
-their programs go over an image, ``tiling`` how the work is cut for them and what that asks of memory, ``tuning`` which
-cut is the fastest. ``reduce_kernel`` makes the hidden channels for inference. ``launching`` is what all launches share.
+With the weight given, any dtype, window and layout (``aggregate_kernels``, ``aggregate_grad_weight``,
+``aggregate_launching``). In 16 bits, on the matrix units, by the ``band``: with the weight given (``banded_kernels``,
+``banded_launching``), and with the weight made where it is used (``span_kernels``, ``span_gradients``,
+``span_launching``). ``walking`` is how their programs go over an image, ``tiling`` how the work is cut for them and
+what that asks of memory, ``tuning`` which cut is the fastest. ``reduce_kernel`` makes the hidden channels for
+inference. ``launching`` is what all launches share.
 
 Nothing waits for the GPU but the first ``tuning`` of a problem, and nothing here is CUDA's alone: a launch goes to the
 current stream of its tensors' device.
 
-``compiling`` and ``inspection`` (with ``sass``) say what a launch is compiled to, ``traffic`` what it asks of memory;
-running imports none of them.
+``compiling`` and ``inspection`` (with ``sass``) say what a launch is compiled to, ``traffic`` what it asks of memory,
+``aggregate_traffic`` what one of the aggregate's will ask; running imports none of them.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def row_of(case: tuple[str, Stage, str, Target]) -> Row:
     return Row(
         name, str(stage), dtype, target, code.registers, code.spilled_bytes, code.spilled_registers,
         code.shared_bytes, code.wide_accesses, count,
-        shipped.asked_over_least(getattr(torch, dtype).itemsize, stage, target),
+        shipped.asked_over_least(getattr(torch, dtype), stage, target),
     )  # fmt: skip
 
 

@@ -53,7 +53,6 @@ class Stage:
 
 
 WINDOW = Window(7, 1, 1, 3)
-DTYPE_OF_SIZE = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 # An A100, an H100 or H200, a B200, an MI300X.
 CHIPS: dict[Target, Chip] = {
     80: Chip(108, 32, 80),
@@ -77,18 +76,18 @@ class Configuration:
     tiled: str = ""
     asked: Callable[[Launch], dict[str, int]] | None = None
 
-    def asked_over_least(self, size: int, stage: Stage, target: Target) -> float | None:
+    def asked_over_least(self, dtype: torch.dtype, stage: Stage, target: Target) -> float | None:
         """The bytes that the launch asks for, over the fewest that would do: each number once, parameters left out.
 
-        size: bytes of a number. None where there is no model of it.
+        None where there is no model of it.
         """
         if self.asked:
-            launch = self.launch(DTYPE_OF_SIZE[size], stage, target)
+            launch = self.launch(dtype, stage, target)
             tensors = (argument for argument in launch.arguments if isinstance(argument, Tensor))
             return sum(self.asked(launch).values()) / sum(tensor.nbytes for tensor in tensors)
         if not self.tiled:
             return None
-        cut = _cut(self.tiled, stage, target)
+        cut, size = _cut(self.tiled, stage, target), dtype.itemsize
         made = stage.G * WINDOW.K**2 if self.tiled in BANDED else stage.C // 4
         least = 256 * stage.H**2 * (2 * stage.C + made) * size
         return sum(cut.asked(size, size, shares_of(cut)).values()) / least
