@@ -173,7 +173,7 @@ def assert_agrees(x: Tensor, weight: Tensor, grad_y: Tensor, spec: LayerSpec) ->
         (LayerSpec(C=40, K=3, G=2, dilation=2), 4, 3),  # two blocks of channels where positions are fast
         (LayerSpec(C=160, K=1, G=1, stride=3), 4, 4),  # three and two blocks where channels are fast
         (LayerSpec(C=260, K=3, G=1), 1, 2),
-        (LayerSpec(C=4, K=9, G=1), 2, 3),  # more taps in a row than are unrolled
+        (LayerSpec(C=4, K=9, G=1), 2, 3),
         (LayerSpec(C=4, K=3, G=2, stride=4, dilation=3), 9, 6),
     ],
     ids=str,
@@ -195,6 +195,8 @@ def test_tiles_agree_with_the_reference(spec: LayerSpec, H: int, W: int, channel
         (LayerSpec(C=16, K=3, G=1), 17, 17),
         (LayerSpec(C=2, K=3, G=1, stride=9), 20, 20),  # positions that share nothing
         (LayerSpec(C=2, K=3, G=1, dilation=40), 3, 50),
+        (LayerSpec(C=1, K=33, G=1), 2, 3),  # more taps in a row than are unrolled
+        (LayerSpec(C=1, K=33, G=1, stride=2), 3, 2),
     ],
     ids=str,
 )
@@ -231,17 +233,24 @@ def test_each_tensor_has_its_own_layout(x_channels_last: bool, taps_last: bool) 
     assert_agrees(wider[:, 5:13, 1::2, 3:8][:, :, :4], weight, grad_y, spec)
 
 
-STRIDE_CASES = [(name, dim) for name, dims in (("image", 4), ("weight", 5)) for dim in range(dims)]
+PAIRS_OF_GROUPS = LayerSpec(C=4, K=3, G=2)
+# A layer, the side of its image, which tensor, along which dimension, and how many times as far.
+STRIDE_CASES = [
+    *((PAIRS_OF_GROUPS, 2, name, dim, 1) for name, dims in (("image", 4), ("weight", 5)) for dim in range(dims)),
+    # What is multiplied by more than one: by taps along a run, by vectors of channels, by a dilation.
+    (PAIRS_OF_GROUPS, 2, "weight", 2, 4),
+    (LayerSpec(C=8, K=3, G=1), 2, "image", 1, 2),
+    *((LayerSpec(C=4, K=3, G=2, dilation=2), 3, "image", dim, 1) for dim in (2, 3)),
+]
 
 
 @needs_device
 @pytest.mark.skipif(DEVICE != "cpu", reason="memory that is never touched costs nothing on the CPU only")
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("far", "dim"), STRIDE_CASES, ids=lambda value: str(value))
-def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
+@pytest.mark.parametrize(("spec", "side", "far", "dim", "times"), STRIDE_CASES, ids=lambda value: str(value))
+def test_offsets_beyond_32_bits(kernel: str, spec: LayerSpec, side: int, far: str, dim: int, times: int) -> None:
     """Along each dimension in turn, the last element of what is read and written lies beyond 2**31 elements."""
-    spec = LayerSpec(C=4, K=3, G=2)
-    x, weight, grad_y = (t.to(torch.float16) for t in random_aggregate(spec, 2, 2))
+    x, weight, grad_y = (t.to(torch.float16) for t in random_aggregate(spec, side, side))
     expected = with_gradients(naive.aggregate, x, weight, grad_y, spec)
 
     def place(t: Tensor) -> Tensor:
@@ -249,7 +258,7 @@ def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
             return t.clone()
         steps = list(torch.empty(t.shape, device="meta").stride())
         # The step as such may still fit 32 bits: then only its multiple does not.
-        steps[dim] = 2**31 // (t.shape[dim] - 1) + t.numel()
+        steps[dim] = times * 2**31 // (t.shape[dim] - 1) + t.numel()
         last = sum(step * (size - 1) for step, size in zip(steps, t.shape, strict=True))
         # Not torch.empty, which conftest fills: only a few pages of this are ever touched.
         storage = torch.UntypedStorage((last + 1) * t.element_size())
@@ -259,7 +268,7 @@ def test_offsets_beyond_32_bits(kernel: str, far: str, dim: int) -> None:
         place(x), place(weight), place(torch.full_like(x, torch.nan)), place(torch.full_like(x, torch.nan)),
         place(torch.full_like(weight, torch.nan)), place(grad_y),
     )  # fmt: skip
-    tensors.launch(kernel, Window(3, 1, 1, 1)).run(torch.device(DEVICE))
+    tensors.launch(kernel, Window(3, 1, spec.dilation, spec.padding)).run(torch.device(DEVICE))
     written = {"forward": tensors.y, "grad_x": tensors.grad_x, "grad_weight": tensors.grad_weight}[kernel]
     torch.testing.assert_close(written.clone(), expected[KERNELS.index(kernel)].reshape(written.shape))
 

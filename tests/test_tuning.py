@@ -107,6 +107,16 @@ def lines() -> list[dict[str, Any]]:
 # --- The choice ---
 
 
+@pytest.mark.parametrize("N", [1, 8, 64, 256])
+@pytest.mark.parametrize("kernel", [FORWARD, GRAD_X, GRAD_HIDDEN, GRAD_SPAN])
+def test_the_default_is_a_candidate_and_the_first(kernel: str, N: int) -> None:
+    """Also where another asks for less in proportion to the time that it is taken to need."""
+    task = replace(TASK, kernel=kernel, problem=replace(PROBLEM, N=N))
+    candidates = task.candidates()
+    assert candidates[0] == task.default
+    assert len(set(candidates)) == len(candidates)
+
+
 @pytest.mark.parametrize("kernel", [FORWARD, GRAD_X, GRAD_SPAN])
 def test_the_fastest_candidate_is_chosen_and_remembered(kernel: str) -> None:
     task = replace(TASK, kernel=kernel)

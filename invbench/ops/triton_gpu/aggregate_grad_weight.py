@@ -53,8 +53,11 @@ def grad_weight_kernel(
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     SLOTS: tl.constexpr, UNIT: tl.constexpr, MET: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    IS_FAR: tl.constexpr,
 ):  # fmt: skip
     """Write grad_weight from grad_y and x; PARTS * BLOCK_C divides GROUP_CHANNELS, SLOTS > 0 holds a row of K taps."""
+    if IS_FAR:
+        x_stride_c, grad_y_stride_c = tl.cast(x_stride_c, tl.int64), tl.cast(grad_y_stride_c, tl.int64)
     APART: tl.constexpr = STRIDE // UNIT
     SPREAD: tl.constexpr = DILATION // UNIT
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, GROUP_CHANNELS)

@@ -7,7 +7,8 @@
 
 Axes: A is the one that runs lie along, B the one across them. Where channels are the fastest dimension in memory A are
 the columns, otherwise the rows: neighbouring lanes hold a group's channels (one 16-byte load brings 4 of float32), or
-neighbouring columns. Tensors may have any strides and are read where they lie; offsets are int64.
+neighbouring columns. Tensors may have any strides and are read where they lie; offsets are int64, or fit int32 where
+nothing IS_FAR.
 
 Tile: a lane holds a run of RUN positions along A, for PARTS channels or vectors of channels, in registers: for each tap
 v across, an x is loaded once for all positions of the run that it meets (RUN + K - 1 loads where positions one by one
@@ -94,10 +95,14 @@ def forward_kernel(
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     UNIT: tl.constexpr, MET: tl.constexpr, X_STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr,
-    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, IS_FAR: tl.constexpr,
 ):  # fmt: skip
     """Write y from x and weight."""
-    # In units of UNIT, which divides both: what the next position and the next tap of the run's axis are apart.
+    if IS_FAR:
+        x_stride_c, x_stride_a = tl.cast(x_stride_c, tl.int64), tl.cast(x_stride_a, tl.int64)
+        weight_stride_u, y_stride_c = tl.cast(weight_stride_u, tl.int64), tl.cast(y_stride_c, tl.int64)
+    # What the next position and the next tap of the run's axis are apart, in units of UNIT, which divides both; of
+    # single positions, the taps only.
     APART: tl.constexpr = STRIDE // UNIT
     SPREAD: tl.constexpr = DILATION // UNIT
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, PARTS * BLOCK_C)
@@ -186,8 +191,12 @@ def grad_x_kernel(
     RUN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr,
     FIRST: tl.constexpr, COUNT: tl.constexpr, PADDING: tl.constexpr, MET: tl.constexpr,
     STEP: tl.constexpr, WEIGHT_STEP: tl.constexpr, ADJACENT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    IS_FAR: tl.constexpr,
 ):  # fmt: skip
     """Write grad_x from grad_y and weight; RUN is a multiple of STRIDE, or 1."""
+    if IS_FAR:
+        grad_y_stride_c, grad_x_stride_c = tl.cast(grad_y_stride_c, tl.int64), tl.cast(grad_x_stride_c, tl.int64)
+        weight_stride_u = tl.cast(weight_stride_u, tl.int64)
     block, run, group, first = programs_of(G, runs, GROUP_CHANNELS, PARTS * BLOCK_C)
     member = first + tl.expand_dims(tl.arange(0, BLOCK_C), 0)
     c = (group * GROUP_CHANNELS + member).to(tl.int64)

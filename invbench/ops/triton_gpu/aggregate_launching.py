@@ -160,7 +160,7 @@ def grad_x_launch(grad_y: Tensor, weight: Tensor, grad_x: Tensor, window: Window
     run = triton.cdiv(run, stride) * stride
     # Of the run that begins at 0: the first output that reads it, and the last.
     first, end = -((dilation * (K - 1) - padding) // stride), (run - 1 + padding) // stride + 1
-    if run <= dilation or run > LONGEST_RUN or K == 1 or end - first > MOST_PRODUCTS:
+    if run <= dilation or run > LONGEST_RUN or K == 1 or _taps(K) < K or end - first > MOST_PRODUCTS:
         run, first, end, met = 1, 0, _taps(K), 2 ** _taps(K) - 1
     else:
         reads = {divmod(p + padding - dilation * u, stride) for p in range(run) for u in range(K)}
@@ -249,13 +249,16 @@ def _launch(
     image, out = (sizes.H, sizes.W), (sizes.H_out, sizes.W_out)
     if tile.along == 3:
         image, out = image[::-1], out[::-1]
+    steps = [_strides(tensor, tile, window.K) for tensor in tensors]
+    # By which kernels multiply steps of memory, but for those from image to image, which are multiplied in 64 bits.
+    most = max(window.K, window.stride, window.dilation, tile.channels * tile.parts)
     return Launch(
         kernel=kernel,
         programs=triton.cdiv(lines, tile.lines) * runs * sizes.G * channel_blocks,
         arguments=(
             *tensors,
             *(sizes.N, *image, *out, sizes.G, runs, window.padding, INT32_MAX),
-            *(step for tensor in tensors for step in _strides(tensor, tile, window.K)),
+            *(step for of_tensor in steps for step in of_tensor),
         ),
         constants={
             "GROUP_CHANNELS": sizes.group_channels,
@@ -268,6 +271,7 @@ def _launch(
             "TAPS": _taps(window.K),
             "ACC": ACCUMULATORS[accumulator],
             "INDEX": tl.int32 if lines + tile.lines <= INT32_MAX else tl.int64,
+            "IS_FAR": any(most * step > INT32_MAX for of_tensor in steps for step in of_tensor[1:]),
             **constants,
         },
         num_warps=tile.warps,

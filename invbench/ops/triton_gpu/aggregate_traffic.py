@@ -1,7 +1,7 @@
 """What the plain kernels ask of memory, told from a launch: bytes as ``traffic`` counts them, an element each time.
 
-Rows and columns outside the image are not loaded; of lines that a block has and the batch has not, the last image's
-weights are.
+Forward and grad_x load nothing outside the image, grad_weight what lies nearest to it. Of lines that a block has and
+the batch has not, forward loads the last image's weights, and grad_weight the last images.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def band_of(taps, shift, odd, Q: tl.constexpr, DTYPE: tl.constexpr, stretch=0, S
 def taps_of(band, shift, odd, K: tl.constexpr, SLOTS: tl.constexpr, DTYPE: tl.constexpr):
     """The taps [B, M, SLOTS] in DTYPE (16 bits) of a matrix [B, M, Q] in float32: its band, zero from tap K on.
 
-    The inverse of ``band_of``, of a band that lies inside the Q columns.
+    The inverse of ``band_of``, of a band that lies inside the Q columns, these in their natural order.
     """
     B: tl.constexpr = band.shape[0]
     M: tl.constexpr = band.shape[1]

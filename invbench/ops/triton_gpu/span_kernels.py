@@ -8,7 +8,8 @@ banded product (``band``), and their gradients.
 Programs walk as ``walking`` says.
 
 A product with a band adds zeros times what is beside the window: an infinity or NaN in x or grad_y reaches the results
-of its line, where the plain sum would leave those alone whose windows do not meet it.
+of its line, where the plain sum would leave those alone whose windows do not meet it; and where parts have more rows
+than the window, that of the rows below it, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from invbench.ops.triton_gpu.walking import (
     line_of_x,
     line_of_y,
     load_row,
+    offset_of,
     place_of,
     sum_of_parts,
     window_row_of,
@@ -84,11 +86,11 @@ def span_forward_kernel(
     below_x, below_hidden, below_y = u_0, 0, 0
     if FOLD > 1:
         below_x, below_hidden, below_y = u_0 + below_q[None, :, None], below[:, None], below[None, :, None]
-    x_ptrs += below_x * (DILATION * x_stride_h)
-    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+    x_ptrs += offset_of(below_x, DILATION * x_stride_h)
+    hidden_ptrs += offset_of(below_hidden, DILATION * hidden_stride_h)
     _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     y_ptrs = y_ptr + first_n * IMAGES * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
-    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + below_y * (DILATION * y_stride_h)
+    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + offset_of(below_y, DILATION * y_stride_h)
     in_line = is_position[None, :, None] & is_channel
 
     spans, biases = (), ()
@@ -140,7 +142,8 @@ def span_grad_x_kernel(
     R: tl.constexpr, SLOTS: tl.constexpr, UNITS: tl.constexpr, ALONE: tl.constexpr, FOLD: tl.constexpr,
     PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS and EACH are multiples of STRIDE.
+    """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS is a multiple of STRIDE, and so is
+    EACH where there are parts.
 
     Parts read rows of y that lie apart as their window rows do, so that they give to the same rows at a time.
     """
@@ -166,12 +169,12 @@ def span_grad_x_kernel(
     if FOLD > 1:
         below_y, below_hidden = below_y + below[None, :, None], below_hidden + below[None, :, None]
         below_x, stretch = below_q[None, :, None], below // ROWS
-    grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
-    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
+    grad_y_ptrs += offset_of(below_y, DILATION * grad_y_stride_h)
+    hidden_ptrs += offset_of(below_hidden, DILATION * hidden_stride_h)
     _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
     grad_x_ptrs += c * grad_x_stride_c + q[None, :, None] * (DILATION * grad_x_stride_w)
-    grad_x_ptrs += below_x * (DILATION * grad_x_stride_h)
+    grad_x_ptrs += offset_of(below_x, DILATION * grad_x_stride_h)
     in_line = is_column[None, :, None] & is_channel
 
     spans, biases = (), ()

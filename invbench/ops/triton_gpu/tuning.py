@@ -79,8 +79,8 @@ class Task:
 
     def candidates(self) -> list[Cut]:
         """The cuts worth measuring, the default first."""
-        distinct = dict.fromkeys(cuts(self.kernel, self.problem, self.chip))
-        return sorted(distinct, key=cost)[:MOST_CANDIDATES]
+        ranked = sorted(dict.fromkeys(cuts(self.kernel, self.problem, self.chip)), key=cost)
+        return [self.default, *(cut for cut in ranked if cut != self.default)][:MOST_CANDIDATES]
 
     def key(self, module: Any) -> dict[str, Any]:
         """All that the fastest cut depends on, as JSON has it; ``module`` is that of the device's type."""
