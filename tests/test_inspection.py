@@ -18,10 +18,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
 
 from invbench.ops import triton_gpu
+from invbench.ops.fused import Generator
 from invbench.ops.library import Window, empty_weight
-from invbench.ops.triton_gpu import aggregate_launching, aggregate_traffic, compiling, inspection, sass, traffic
+from invbench.ops.triton_gpu import (
+    aggregate_launching,
+    aggregate_traffic,
+    compiling,
+    inspection,
+    sass,
+    span_launching,
+    tiling,
+    traffic,
+)
 from invbench.ops.triton_gpu.launching import Launch
-from invbench.ops.triton_gpu.shipped import SHIPPED, STAGES
+from invbench.ops.triton_gpu.shipped import CHIPS, SHIPPED, STAGES
 from invbench.spec import InvbenchError
 
 needs_interpreter = pytest.mark.skipif(not triton_gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -584,6 +594,40 @@ def test_what_is_shipped_fits() -> None:
 @pytest.mark.parametrize("target", [80, 100, "gfx942"])
 def test_what_is_shipped_fits_other_gpus(target: compiling.Target) -> None:
     check_resources(printed("--target", str(target)))
+
+
+def code_of_wide(case: tuple[str, int, int, int, compiling.Target]) -> inspection.Code:
+    """A span kernel for a wider window than those that are shipped, 28x28 pixels, 16 channels a group."""
+    kernel, K, stride, r, target = case
+    window, out = Window(K, stride, 1, K // 2), math.ceil(28 / stride)
+
+    def image(channels: int, size: int) -> torch.Tensor:
+        shape = (64, channels, size, size)
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+
+    x, y, hidden = image(128, 28), image(128, out), image(r, out)
+    span = torch.empty(8 * K * K, r, dtype=torch.bfloat16, device="meta")
+    generator = Generator(span, span[:, 0].contiguous(), 8)
+    problem = tiling.Problem(64, 128, 28, 28, out, out, 8, r, window)
+    cut = tiling.default_cut(kernel, problem, CHIPS[target])
+    if kernel == tiling.FORWARD:
+        launch = span_launching.forward_launch(x, hidden, generator, y, window, cut)
+    elif kernel == tiling.GRAD_X:
+        launch = span_launching.grad_x_launch(y, hidden, generator, x, window, cut)
+    elif kernel == tiling.GRAD_HIDDEN:
+        launch = span_launching.grad_hidden_launch(y, x, generator, hidden, window, cut)
+    else:
+        launch = span_launching.grad_span_launch(y, x, hidden, generator, hidden, window, cut=cut)[0]
+    return inspection.code_of(launch, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
+def test_wide_windows_do_not_spill(target: int) -> None:
+    """Up to 15, with up to 64 hidden channels."""
+    cases = [(*case, target) for case in product(tiling.KERNELS, (9, 15), (1, 2), (16, 64))]
+    for case, code in zip(cases, compiling.in_compilers(code_of_wide, cases), strict=True):
+        assert not code.spills, case
 
 
 @pytest.mark.slow
