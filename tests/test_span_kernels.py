@@ -25,7 +25,7 @@ from invbench.ops.layout import empty_image, memory_format_of
 from invbench.ops.library import Window
 from invbench.ops.triton_gpu import span_launching, tiling, traffic
 from invbench.ops.triton_gpu.band import band_of, taps_of
-from invbench.ops.triton_gpu.launching import INT32_MAX
+from invbench.ops.triton_gpu.launching import ROWS_MAX
 from invbench.ops.triton_gpu.tiling import KERNELS, Chip, Cut, Tile
 from invbench.spec import InvbenchError, LayerSpec
 
@@ -518,8 +518,8 @@ REACHES = [
     ((2, 4, 3, 3), (2**40, 1, 12, 4), True),
     ((2, 4, 3, 3), (36, 9, 3, 1), False),  # channels are no neighbours
     ((2, 1, 3, 3), (9, 9, 3, 1), True),
-    ((1, 2, 2, 2), (0, 1, INT32_MAX - 3, 2), True),
-    ((1, 2, 2, 2), (0, 1, INT32_MAX - 2, 2), False),
+    ((1, 2, 2, 2), (0, 1, ROWS_MAX - 3, 2), True),
+    ((1, 2, 2, 2), (0, 1, ROWS_MAX - 2, 2), False),
     ((2, 2, 1, 2), (4, 1, 2**40, 2), True),  # of a dimension of one, nothing is far
     ((2, 1, 2, 1), (4, 2**40, 2, 2**40), True),
 ]

@@ -122,8 +122,8 @@ def test_no_image_is_taken_whose_offsets_do_not_fit_32_bits(C: int, hidden: int,
     """Neither x nor the hidden channels."""
     spec, fusing = triton_layer(C, 3).spec, BACKENDS["triton"].fused
     assert fusing is not None
-    assert "numbers an image" in (fusing.refusal(spec, "bfloat16", hidden, H, 2**31 // 128 // H) or "")
-    assert fusing.refusal(spec, "bfloat16", hidden, H, 2**31 // 128 // H - 1) is None
+    assert "numbers an image" in (fusing.refusal(spec, "bfloat16", hidden, H, 2**27 // 128 // H) or "")
+    assert fusing.refusal(spec, "bfloat16", hidden, H, 2**27 // 128 // H - 1) is None
 
 
 @by_grad

@@ -127,7 +127,7 @@ TRITON_FUSING = Fusing(
     skips_pixels=False,
     group_channels=4,
     hidden_channels=128,
-    numbers=2**31 - 1,
+    numbers=2**27 - 1,
 )
 
 # Fastest first: "auto" takes the first that does not refuse.

@@ -18,7 +18,6 @@ from invbench.ops.triton_gpu.walking import (
     line_of_x,
     line_of_y,
     load_row,
-    offset_of,
     place_of,
 )  # fmt: skip
 
@@ -51,12 +50,12 @@ def banded_forward_kernel(
         below, below_q = below[None, :, None], below_q[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + offset_of(below_q, DILATION * x_stride_h)
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     y_ptrs = y_ptr + n * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
-    y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w) + offset_of(below, DILATION * y_stride_h)
+    y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w) + below * (DILATION * y_stride_h)
     weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
     weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
-    weight_ptrs += offset_of(below, DILATION * weight_stride_h)
+    weight_ptrs += below * (DILATION * weight_stride_h)
 
     first = strip * ROWS * FOLD
     kept = ()
@@ -106,14 +105,12 @@ def banded_grad_x_kernel(
         below, below_q, stretch = below[None, :, None], below_q[None, :, None], below // ROWS
     slot = tl.arange(0, SLOTS)[None, None, :]
     grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
-    grad_x_ptrs += (
-        c * grad_x_stride_c + q * (DILATION * grad_x_stride_w) + offset_of(below_q, DILATION * grad_x_stride_h)
-    )
+    grad_x_ptrs += c * grad_x_stride_c + q * (DILATION * grad_x_stride_w) + below_q * (DILATION * grad_x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + offset_of(below, DILATION * grad_y_stride_h)
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + below * (DILATION * grad_y_stride_h)
     weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
     weight_ptrs += group[:, None, None] * weight_stride_g + slot * weight_stride_tap + j * (DILATION * weight_stride_w)
-    weight_ptrs += offset_of(below, DILATION * weight_stride_h)
+    weight_ptrs += below * (DILATION * weight_stride_h)
 
     sums = ()
     for u in tl.static_range(K):
@@ -165,12 +162,12 @@ def banded_grad_weight_kernel(
         below, below_q = below[None, :, None], below_q[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + offset_of(below_q, DILATION * x_stride_h)
+    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + offset_of(below, DILATION * grad_y_stride_h)
+    grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + below * (DILATION * grad_y_stride_h)
     ptrs = grad_weight_ptr + n * grad_weight_stride_n + row_0 * grad_weight_stride_h + column_0 * grad_weight_stride_w
     ptrs += group[:, None, None] * grad_weight_stride_g + slot * grad_weight_stride_tap
-    ptrs += j * (DILATION * grad_weight_stride_w) + offset_of(below, DILATION * grad_weight_stride_h)
+    ptrs += j * (DILATION * grad_weight_stride_w) + below * (DILATION * grad_weight_stride_h)
     in_line = is_position & is_channel
 
     first = strip * ROWS * FOLD

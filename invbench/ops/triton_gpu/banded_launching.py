@@ -13,12 +13,13 @@ from invbench.ops.triton_gpu.banded_kernels import (
     banded_grad_weight_kernel,
     banded_grad_x_kernel,
 )  # fmt: skip
-from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, Launch
+from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, ROWS_MAX, Launch
 from invbench.ops.triton_gpu.span_launching import chip_of
 from invbench.ops.triton_gpu.tiling import (
     BANDED_FORWARD,
     BANDED_GRAD_WEIGHT,
     BANDED_GRAD_X,
+    LINE,
     WIDTH,
     Cut,
     Problem,
@@ -34,6 +35,9 @@ def takes(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> bool:
     W_out], of which one is to be written: in 16 bits, in layouts that they read and write well, for windows that a band
     can hold; with padding that is not half a window, x is an image that was extended."""
     K, group_channels = window.K, x.shape[1] // weight.shape[1]
+    most = (
+        ROWS_MAX if x.shape[3] <= LINE // 2 * window.dilation else INT32_MAX
+    )  # rows of folded lines lie further apart
     return (
         x.dtype in (torch.float16, torch.bfloat16)
         and x.dtype == weight.dtype == y.dtype
@@ -43,7 +47,7 @@ def takes(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> bool:
         and window.stride <= min(2, K)
         and (window.stride == 1 or window.dilation == 1)
         and window.padding == window.dilation * (K // 2)
-        and all(_reach(tensor) <= INT32_MAX for tensor in (x, weight, y))
+        and all(_reach(tensor) <= most for tensor in (x, weight, y))
     )
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from invbench.ops.triton_gpu.band import product
 
 INT32_MAX = 2**31 - 1
+# The largest offset within an image that kernels read and write by rows: up to 15 rows above and below an image, which
+# are not loaded, and their sums with rows that are, then fit 32 bits, too, for images of any height.
+ROWS_MAX = 2**27 - 1
 
 # How kernels were decorated, whatever the environment says by now.
 INTERPRETED = not isinstance(product, triton.runtime.JITFunction)

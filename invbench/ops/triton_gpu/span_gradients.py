@@ -18,7 +18,6 @@ from invbench.ops.triton_gpu.walking import (
     extents_of,
     line_of_y,
     load_row,
-    offset_of,
     place_of,
     window_row_of,
 )  # fmt: skip
@@ -71,9 +70,9 @@ def span_grad_hidden_kernel(
     if FOLD > 1:
         below_x, below_y, below_hidden = below_q[None, None, :], below[None, :, None], below[:, None]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += q[None, None, :] * (DILATION * x_stride_w) + offset_of(below_x, DILATION * x_stride_h)
+    x_ptrs += q[None, None, :] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
-    grad_y_ptrs += j[None, :, None] * (DILATION * grad_y_stride_w) + offset_of(below_y, DILATION * grad_y_stride_h)
+    grad_y_ptrs += j[None, :, None] * (DILATION * grad_y_stride_w) + below_y * (DILATION * grad_y_stride_h)
     sums, waiting = (), ()
     for _ in tl.static_range(HEIGHT):
         sums = sums + (tl.zeros([UNITS, LINE, R], tl.float32),)
@@ -116,7 +115,7 @@ def span_grad_hidden_kernel(
     channel = tl.arange(0, R)[None, :]
     ptrs = grad_hidden_ptr + n * grad_hidden_stride_n + row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
     ptrs += channel * grad_hidden_stride_c + j[:, None] * (DILATION * grad_hidden_stride_w)
-    ptrs += offset_of(below_hidden, DILATION * grad_hidden_stride_h)
+    ptrs += below_hidden * (DILATION * grad_hidden_stride_h)
     for k in tl.static_range(HEIGHT):
         is_written = is_position[:, None] & (channel < r) & (first + k + below_hidden < rows_out)
         grad_hidden = tl.sum(sums[k], 0).to(grad_hidden_ptr.dtype.element_ty)
@@ -174,15 +173,13 @@ def span_grad_span_kernel(
         if FOLD > 1:
             below_x, below_y, below_hidden = u_0 + below_q[None, :, None], below[None, :, None], below[None, :]
         x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-        x_ptrs += (
-            c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w) + offset_of(below_x, DILATION * x_stride_h)
-        )
+        x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
         grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
         grad_y_ptrs += c * grad_y_stride_c + j[None, :, None] * (DILATION * grad_y_stride_w)
-        grad_y_ptrs += offset_of(below_y, DILATION * grad_y_stride_h)
+        grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
         hidden_ptrs = hidden_ptr + n * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
         hidden_ptrs += channel * hidden_stride_c + j[None, :] * (DILATION * hidden_stride_w)
-        hidden_ptrs += offset_of(below_hidden, DILATION * hidden_stride_h)
+        hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
         grad_hidden_ptrs = grad_hidden_ptr + n * grad_hidden_stride_n
         if WITH_HIDDEN:
             grad_hidden_ptrs += row_0 * grad_hidden_stride_h + column_0 * grad_hidden_stride_w
@@ -192,7 +189,7 @@ def span_grad_span_kernel(
             in_grad_hidden, below_grad_hidden = is_position[:, None] & (tl.trans(channel) < r), 0
             if FOLD > 1:
                 below_grad_hidden = below[:, None]
-            grad_hidden_ptrs += offset_of(below_grad_hidden, DILATION * grad_hidden_stride_h)
+            grad_hidden_ptrs += below_grad_hidden * (DILATION * grad_hidden_stride_h)
         first = strip * ROWS * FOLD
         kept = ()
         for k in tl.static_range(EACH - STRIDE):

@@ -26,7 +26,6 @@ from invbench.ops.triton_gpu.walking import (
     line_of_x,
     line_of_y,
     load_row,
-    offset_of,
     place_of,
     sum_of_parts,
     window_row_of,
@@ -86,11 +85,11 @@ def span_forward_kernel(
     below_x, below_hidden, below_y = u_0, 0, 0
     if FOLD > 1:
         below_x, below_hidden, below_y = u_0 + below_q[None, :, None], below[:, None], below[None, :, None]
-    x_ptrs += offset_of(below_x, DILATION * x_stride_h)
-    hidden_ptrs += offset_of(below_hidden, DILATION * hidden_stride_h)
+    x_ptrs += below_x * (DILATION * x_stride_h)
+    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
     _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     y_ptrs = y_ptr + first_n * IMAGES * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
-    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + offset_of(below_y, DILATION * y_stride_h)
+    y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + below_y * (DILATION * y_stride_h)
     in_line = is_position[None, :, None] & is_channel
 
     spans, biases = (), ()
@@ -169,12 +168,12 @@ def span_grad_x_kernel(
     if FOLD > 1:
         below_y, below_hidden = below_y + below[None, :, None], below_hidden + below[None, :, None]
         below_x, stretch = below_q[None, :, None], below // ROWS
-    grad_y_ptrs += offset_of(below_y, DILATION * grad_y_stride_h)
-    hidden_ptrs += offset_of(below_hidden, DILATION * hidden_stride_h)
+    grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
+    hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
     _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     grad_x_ptrs = grad_x_ptr + n * grad_x_stride_n + row_0 * grad_x_stride_h + column_0 * grad_x_stride_w
     grad_x_ptrs += c * grad_x_stride_c + q[None, :, None] * (DILATION * grad_x_stride_w)
-    grad_x_ptrs += offset_of(below_x, DILATION * grad_x_stride_h)
+    grad_x_ptrs += below_x * (DILATION * grad_x_stride_h)
     in_line = is_column[None, :, None] & is_channel
 
     spans, biases = (), ()

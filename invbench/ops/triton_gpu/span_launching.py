@@ -12,7 +12,7 @@ from torch import Tensor
 from invbench.ops.fused import Generator
 from invbench.ops.library import Window
 from invbench.ops.triton_gpu import span_gradients, span_kernels
-from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, Launch
+from invbench.ops.triton_gpu.launching import INTERPRETED, ROWS_MAX, Launch
 from invbench.ops.triton_gpu.tiling import (
     FORWARD,
     GRAD_HIDDEN,
@@ -29,9 +29,9 @@ from invbench.spec import InvbenchError
 
 def readable(image: Tensor) -> Tensor:
     """The image [N, C, H, W], or a copy in channels_last where channels are not neighbours, which costs less than to
-    read them one by one, or where offsets within an image of the batch do not fit 32 bits."""
+    read them one by one, or where offsets within an image of the batch are too large."""
     reach = sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
-    if reach <= INT32_MAX and _channels_are_neighbours(image):
+    if reach <= ROWS_MAX and _channels_are_neighbours(image):
         return image
     return _empty_channels_last(image).copy_(image)
 
@@ -59,9 +59,9 @@ def dense(generator: Generator) -> Generator:
 def problem_of(x: tuple[int, ...], y: tuple[int, ...], generator: Generator, window: Window) -> Problem:
     """The sizes, from the shapes of x [N, C, H, W] and y [N, C, H_out, W_out]; InvbenchError for other padding than a
     layer has that pads with zeros, and for strides that the kernels do not take."""
-    if max(x[1] * x[2] * x[3], generator.span.shape[1] * y[2] * y[3]) > INT32_MAX:
+    if max(x[1] * x[2] * x[3], generator.span.shape[1] * y[2] * y[3]) > ROWS_MAX:
         raise InvbenchError(
-            f"span and aggregate in one kernel take images below 2**31 numbers: got {[*x[1:]]}; use another backend"
+            f"span and aggregate in one kernel take images below 2**27 numbers: got {[*x[1:]]}; use another backend"
         )
     if window.padding != window.dilation * (window.K // 2):
         raise InvbenchError(

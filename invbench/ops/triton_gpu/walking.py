@@ -81,17 +81,9 @@ def columns_of(M: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def offset_of(below, stride):
-    """How far in memory rows lie that are that far below: int64, or a plain zero."""
-    return tl.cast(below, tl.int64) * stride
-
-
-@triton.jit
 def load_row(ptrs, row, below, rows, stride, inside):
     """A row of an image at ptrs, and of those that are that far below it; zeros where they are outside."""
-    return tl.load(
-        ptrs + tl.cast(row, tl.int64) * stride, mask=inside & (row + below >= 0) & (row + below < rows), other=0
-    )
+    return tl.load(ptrs + row * stride, mask=inside & (row + below >= 0) & (row + below < rows), other=0)
 
 
 @triton.jit
