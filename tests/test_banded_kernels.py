@@ -128,7 +128,7 @@ def test_what_it_takes() -> None:
     for other in ((9, 1, 1, 4), (3, 3, 1, 1), (3, 2, 2, 2), (1, 2, 1, 0), (3, 1, 1, 0)):
         assert not takes(window=Window(*other)), other
     contiguous = torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16)
-    assert takes(x=contiguous, y=contiguous)
+    assert takes(x=contiguous, y=contiguous) == banded_launching.TAKES_NEIGHBOURS
     assert not takes(x=contiguous)
     assert not takes(y=contiguous)
     assert not takes(x=torch.zeros(1, 4, 16, 8, dtype=torch.bfloat16).permute(0, 2, 3, 1)[..., ::2])

@@ -41,7 +41,9 @@ class TritonKernels:
         """y [N, C, H_out, W_out] in x's memory format, from x [N, C, H, W], weight [N, G, K*K, H_out, W_out]."""
         y = empty_y(x, weight)
         if y.numel():
-            by = banded_launching if banded_launching.takes(x, weight, y, window) else aggregate_launching
+            reads_well = banded_launching.TAKES_NEIGHBOURS or taps_are_last(weight)
+            banded = reads_well and banded_launching.takes(x, weight, y, window)
+            by = banded_launching if banded else aggregate_launching
             by.forward_launch(x, weight, y, window).run(x.device)
         return y
 

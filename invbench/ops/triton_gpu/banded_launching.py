@@ -13,7 +13,7 @@ from invbench.ops.triton_gpu.banded_kernels import (
     banded_grad_weight_kernel,
     banded_grad_x_kernel,
 )  # fmt: skip
-from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, ROWS_MAX, Launch
+from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, ROWS_MAX, TRITON_VERSION, Launch
 from invbench.ops.triton_gpu.span_launching import chip_of
 from invbench.ops.triton_gpu.tiling import (
     BANDED_FORWARD,
@@ -26,6 +26,9 @@ from invbench.ops.triton_gpu.tiling import (
     default_cut,
 )  # fmt: skip
 
+# Whether contiguous images are for these kernels, and where y is made, weights of neighbouring positions: with Triton
+# before 3.7, these would spill.
+TAKES_NEIGHBOURS = TRITON_VERSION >= (3, 7)
 # Of these, a band's zeros would be most of the work.
 LEAST_CHANNELS = 4
 
@@ -41,7 +44,7 @@ def takes(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> bool:
     return (
         x.dtype in (torch.float16, torch.bfloat16)
         and x.dtype == weight.dtype == y.dtype
-        and (x.stride(1) == y.stride(1) == 1 or x.stride(3) == y.stride(3) == 1)
+        and (x.stride(1) == y.stride(1) == 1 or (TAKES_NEIGHBOURS and x.stride(3) == y.stride(3) == 1))
         and LEAST_CHANNELS <= group_channels <= WIDTH
         and K <= 7  # a band can hold 15, but from 9 on the kernels spill
         and window.stride <= min(2, K)

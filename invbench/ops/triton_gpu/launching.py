@@ -17,6 +17,9 @@ INT32_MAX = 2**31 - 1
 # are not loaded, and their sums with rows that are, then fit 32 bits, too, for images of any height.
 ROWS_MAX = 2**27 - 1
 
+# Triton's major and minor version.
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 # How kernels were decorated, whatever the environment says by now.
 INTERPRETED = not isinstance(product, triton.runtime.JITFunction)
 

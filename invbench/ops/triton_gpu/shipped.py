@@ -192,6 +192,7 @@ SHIPPED = (
         )
         for kernel, channels_last, taps_last in product(BANDED, (True, False), (True, False))
         if channels_last or taps_last or kernel != BANDED_GRAD_X
+        if banded_launching.TAKES_NEIGHBOURS or (channels_last and (taps_last or kernel != BANDED_FORWARD))
     ),
     *(
         Configuration(f"span {kernel}", partial(_span_launch, kernel), partial(_span_trips, kernel), DTYPES_16, kernel)

@@ -348,7 +348,7 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
     # Programs of many registers have few warps.
     most = MOST_WARPS if chip.lanes == 32 and kernel != GRAD_HIDDEN else MOST_WARPS // 2
-    most = min(most, 4) if chip.is_short_of_registers and kernel == FORWARD else most
+    most = min(most, 4) if chip.is_short_of_registers and kernel in (FORWARD, BANDED_FORWARD) else most
     if chip.lanes == 64 and problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
         most = 1
     most = max(1, most // Cut(kernel, problem, Tile(1, 1), chip).parts)
