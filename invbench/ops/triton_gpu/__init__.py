@@ -54,8 +54,8 @@ class TritonKernels:
         grad_x = empty_grad_x(grad_y, size, channels_last)
         if grad_x.numel():
             # With neighbouring positions in all of them, the banded kernel would spill.
-            has_neighbours = channels_last or taps_are_last(weight)
-            banded = has_neighbours and banded_launching.takes(grad_x, weight, grad_y, window)
+            reads_well = channels_last or taps_are_last(weight)
+            banded = reads_well and banded_launching.takes(grad_x, weight, grad_y, window)
             by = banded_launching if banded else aggregate_launching
             by.grad_x_launch(grad_y, weight, grad_x, window).run(grad_y.device)
         return grad_x

@@ -38,9 +38,8 @@ def takes(x: Tensor, weight: Tensor, y: Tensor, window: Window) -> bool:
     W_out], of which one is to be written: in 16 bits, in layouts that they read and write well, for windows that a band
     can hold; with padding that is not half a window, x is an image that was extended."""
     K, group_channels = window.K, x.shape[1] // weight.shape[1]
-    most = (
-        ROWS_MAX if x.shape[3] <= LINE // 2 * window.dilation else INT32_MAX
-    )  # rows of folded lines lie further apart
+    is_folded = x.shape[3] <= LINE // 2 * window.dilation
+    most = ROWS_MAX if is_folded else INT32_MAX  # rows of folded lines lie further apart
     return (
         x.dtype in (torch.float16, torch.bfloat16)
         and x.dtype == weight.dtype == y.dtype
