@@ -59,9 +59,12 @@ def aggregate_tile(image: Tensor, K: int, group_channels: int) -> Tile:
         # Of fewer at a time the code is longer, and takes long to compile; of more, their addresses fill registers.
         channels = min(triton.next_power_of_2(group_channels), 4)
         parts = _shared(triton.cdiv(group_channels, channels), max(1, sums // channels))
-        # In 16 bits, compilers would spill a register so that one more program of 4 warps has room.
-        warps = 2 * WARPS if image.element_size() == 2 else WARPS
-        return Tile(2, 32 * warps, channels, parts, _longest_run(K), warps)
+        run, warps = _longest_run(K), WARPS
+        # In 16 bits, compilers spill a few registers so that one more program has room, if so few would do: at these
+        # sizes they do not.
+        if image.element_size() == 2:
+            run, warps = min(run, 6) if K < 7 else run, 2 * WARPS if 7 <= K <= 9 else WARPS
+        return Tile(2, 32 * warps, channels, parts, run, warps)
     vector = _vector(image, group_channels)
     channels = min(triton.next_power_of_2(group_channels), max(2 * vector, 8 if vector == 1 else 1))
     lanes = max(1, channels // vector)
