@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from invbench.ops.triton_gpu import (
     tiling,
     traffic,
 )
+from invbench.ops.triton_gpu.band import rounded_pairs_of
 from invbench.ops.triton_gpu.launching import Launch
 from invbench.ops.triton_gpu.shipped import CHIPS, SHIPPED, STAGES
 from invbench.spec import InvbenchError
@@ -543,8 +545,9 @@ def printed(*options: str) -> list[inspection.Row]:
 
 # Bytes of shared memory that a program may have, at most.
 SHARED = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10, "gfx942": 64 * 2**10}
-# Thread instructions for each (position, group) of the fused forward pass at RedNet-50's stages 1 to 3.
-BUDGET = dict(zip(map(str, STAGES), (2500, 5000, 5000), strict=False))
+# Thread instructions for each (position, group) of the fused forward pass at RedNet-50's stages 1 to 3: little more
+# than were counted, far below the 2500, 5000 and 5000 that the README calls the budget.
+BUDGET = dict(zip(map(str, STAGES), (600, 650, 750), strict=False))
 # Likewise of the plain kernels in float32 on sm_90, where an H200 leaves 2475 before memory is no longer the limit.
 PLAIN_BUDGET = {
     "forward channels_last": 1350,
@@ -567,6 +570,29 @@ def check_resources(rows: list[inspection.Row]) -> None:
             assert row.asked_over_least <= 1.5, row
 
 
+@triton.jit
+def rounding_kernel(values_ptr, pairs_ptr, DTYPE: tl.constexpr):
+    row = tl.arange(0, 32)[None, :, None]
+    values = tl.load(values_ptr + row * 2 + tl.arange(0, 2)[None, None, :])
+    tl.store(pairs_ptr + row, rounded_pairs_of(values, DTYPE, True))
+
+
+def rounding_code(dtype: str) -> inspection.Code:
+    """The code that rounds float32 two by two, as pairs."""
+    values, pairs = torch.empty(64, device="meta"), torch.empty(32, dtype=torch.int32, device="meta")
+    return inspection.code_of(Launch(rounding_kernel, 1, (values, pairs), {"DTYPE": getattr(tl, dtype)}, 1), 90)
+
+
+def test_pairs_are_rounded_at_once_the_first_in_the_low_half() -> None:
+    """What no interpreter runs: of two neighbours in memory, loaded into registers n and n + 1, the instruction that
+    rounds both writes its second operand into the low half."""
+    codes = compiling.in_compilers(rounding_code, ["bfloat16", "float16"])
+    for code, name in zip(codes, ("BF16.F32", "F16.F32"), strict=True):
+        first = int(re.search(r"LDG\.E\.64 R(\d+)", code.sass)[1])
+        rounded = re.search(rf"F2FP\.{name}\.PACK_AB R\d+, R(\d+), R(\d+)", code.sass)
+        assert [int(register) for register in rounded.groups()] == [first + 1, first]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", PLAIN_BUDGET)
 def test_plain_kernels_keep_to_their_budget(kernel: str) -> None:
@@ -577,23 +603,25 @@ def test_plain_kernels_keep_to_their_budget(kernel: str) -> None:
         assert row.thread_instructions <= PLAIN_BUDGET[kernel], row
 
 
-def test_what_is_shipped_fits() -> None:
-    rows = printed("--target", "90")
-    dtypes = ["bfloat16" in shipped.dtypes for shipped in SHIPPED]
-    assert len(rows) == sum(dtypes) * len(STAGES)
+def test_what_layers_run_fits() -> None:
+    rows = printed("--target", "90", "--kernel", "span")
+    assert len(rows) == 4 * len(STAGES)
     check_resources(rows)
-    for row in rows:
-        # A pair's multiply-adds alone are 49 taps of 16 channels, where the matrix units do not make them.
-        assert row.thread_instructions is None or row.thread_instructions > 784
     table = inspection.as_table(rows).splitlines()
     assert table[0].split()[:2] == ["kernel", "stage"]
-    assert table[1].split()[:5] == ["forward", "channels_last", "64x56x56/4", "bfloat16", "90"]
+    assert table[1].split()[:5] == ["span", "forward", "64x56x56/4", "bfloat16", "90"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 100, "gfx942"])
-def test_what_is_shipped_fits_other_gpus(target: compiling.Target) -> None:
-    check_resources(printed("--target", str(target)))
+@pytest.mark.parametrize("target", [80, 90, 100, "gfx942"])
+def test_what_is_shipped_fits(target: compiling.Target) -> None:
+    rows = printed("--target", str(target))
+    assert len(rows) == sum("bfloat16" in shipped.dtypes for shipped in SHIPPED) * len(STAGES)
+    check_resources(rows)
+    for row in rows:
+        # A pair's multiply-adds alone are 49 taps of 16 channels, where the matrix units do not make them.
+        if row.thread_instructions is not None and not row.kernel.startswith(("span", "banded")):
+            assert row.thread_instructions > 784
 
 
 def code_of_wide(case: tuple[str, int, int, int, compiling.Target]) -> inspection.Code:

@@ -24,7 +24,17 @@ from invbench.ops.fused import Generator
 from invbench.ops.layout import empty_image, memory_format_of
 from invbench.ops.library import Window
 from invbench.ops.triton_gpu import span_launching, tiling, traffic
-from invbench.ops.triton_gpu.band import band_of, taps_of
+from invbench.ops.triton_gpu.band import (
+    band_in_thirds,
+    band_of,
+    both_of,
+    kept_row,
+    kept_row_transposed,
+    row_of,
+    taps_of,
+    transposed_row_of,
+    two_of,
+)
 from invbench.ops.triton_gpu.launching import ROWS_MAX
 from invbench.ops.triton_gpu.tiling import KERNELS, Chip, Cut, Tile
 from invbench.spec import InvbenchError, LayerSpec
@@ -59,7 +69,7 @@ def _band_kernel(
 ):  # fmt: skip
     shift, odd = tl.load(shift_ptr + tl.arange(0, M)), tl.load(odd_ptr + tl.arange(0, M))
     taps = tl.load(taps_ptr + _at(B, M, SLOTS)).to(DTYPE, bitcast=True)
-    tl.store(band_ptr + _at(B, M, Q), band_of(taps, shift, odd, Q, DTYPE).to(tl.int16, bitcast=True))
+    tl.store(band_ptr + _at(B, M, Q), band_of(taps, shift, odd, Q, DTYPE, False).to(tl.int16, bitcast=True))
 
 
 @triton.jit
@@ -73,7 +83,7 @@ def _taps_kernel(
     band = tl.load(band_ptr + _at(B, M, Q))
     if band.dtype == tl.int16:
         band = band.to(DTYPE, bitcast=True)
-    tl.store(taps_ptr + _at(B, M, SLOTS), taps_of(band, shift, odd, K, SLOTS, DTYPE).to(tl.int16, bitcast=True))
+    tl.store(taps_ptr + _at(B, M, SLOTS), taps_of(band, shift, odd, K, SLOTS, DTYPE, False).to(tl.int16, bitcast=True))
 
 
 TL_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -174,6 +184,84 @@ def test_taps_of_is_the_inverse_of_band_of(dtype: torch.dtype, slots: int, Q: in
         in_order[..., columns_of_band(Q)] = band
         _taps_kernel[(1,)](in_order, shift, odd, found, 1, M, slots, Q, K, TL_DTYPES[dtype])
         assert torch.equal(found, taps), K
+
+
+@triton.jit
+def _thirds_kernel(
+    taps_ptr,  # [B, M, 8] int16
+    shift_ptr, odd_ptr,  # [M] int32
+    begin_ptr,  # [B, M, 16] int16
+    third_ptr,  # [B, M, 8] int16
+    B: tl.constexpr, M: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    shift, odd = tl.load(shift_ptr + tl.arange(0, M)), tl.load(odd_ptr + tl.arange(0, M))
+    taps = tl.load(taps_ptr + _at(B, M, 8)).to(DTYPE, bitcast=True)
+    begin, third = band_in_thirds(taps, shift, odd, DTYPE, False)
+    tl.store(begin_ptr + _at(B, M, 16), begin.to(tl.int16, bitcast=True))
+    third = tl.reshape(both_of(third, DTYPE), [B, M, 8])
+    tl.store(third_ptr + _at(B, M, 8), third.to(tl.int16, bitcast=True))
+
+
+@halves
+def test_a_band_in_thirds_is_the_whole_one(dtype: torch.dtype) -> None:
+    """Its third stretch has its eight columns in their natural order."""
+    B, M = 2, 16
+    for K in range(1, 8):
+        taps = random_bits(B, M, 8, dtype=dtype, seed=K)
+        taps[..., K:] = 0
+        shift = torch.arange(M, dtype=torch.int32) % 9
+        odd = torch.arange(M, dtype=torch.int32) // 8
+        begin, third = (torch.full((B, M, n), -1, dtype=torch.int16, device=DEVICE) for n in (16, 8))
+        on_device = [tensor.to(DEVICE) for tensor in (taps, shift, odd)]
+        _thirds_kernel[(1,)](*on_device, begin, third, B, M, TL_DTYPES[dtype])
+        in_order = torch.empty(B, M, 32, dtype=torch.int16)
+        in_order[..., columns_of_band(32)] = expected_band(taps, shift, odd, K, 32)
+        assert torch.equal(begin.cpu(), in_order[..., columns_of_band(16)]), K
+        assert torch.equal(third.cpu(), in_order[..., 16:24]), K
+
+
+@triton.jit
+def _row_kernel(
+    row_ptr,  # [Q // 16, B, 16, 16] int16
+    kept_ptr,  # [B, Q, 16] int16, of THIRDS the first 16 columns and the third stretch of eight twice
+    transposed_ptr,  # [B, 16, Q] int16
+    E: tl.constexpr, B: tl.constexpr, THIRDS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    place = tl.arange(0, E)[:, None, None, None] * B + tl.arange(0, B)[None, :, None, None]
+    place = (place * 16 + tl.arange(0, 16)[None, None, :, None]) * 16 + tl.arange(0, 16)[None, None, None, :]
+    row = tl.load(row_ptr + place).to(DTYPE, bitcast=True)
+    kept = kept_row(row, THIRDS)
+    if THIRDS:
+        place = tl.arange(0, B)[:, None, None] * 32 + tl.arange(0, 16)[None, :, None]
+        ptrs = kept_ptr + place * 16 + tl.arange(0, 16)[None, None, :]
+        tl.store(ptrs, two_of(kept[0], kept[1], DTYPE).to(tl.int16, bitcast=True))
+        tl.store(ptrs + 16 * 16, two_of(kept[2], kept[2], DTYPE).to(tl.int16, bitcast=True))
+    else:
+        tl.store(kept_ptr + _at(B, 16 * E, 16), row_of(kept, DTYPE).to(tl.int16, bitcast=True))
+    transposed = transposed_row_of(kept_row_transposed(row), DTYPE)
+    tl.store(transposed_ptr + _at(B, 16, 16 * E), transposed.to(tl.int16, bitcast=True))
+
+
+@halves
+@pytest.mark.parametrize("Q", [16, 32])
+@pytest.mark.parametrize("thirds", [False, True], ids=["whole", "thirds"])
+def test_kept_rows_are_given_back(dtype: torch.dtype, Q: int, thirds: bool) -> None:
+    """Bit for bit, in the order in which a band has its columns, or transposed."""
+    if thirds and Q == 16:
+        pytest.skip("that is two stretches")
+    B = 2
+    row = random_bits(B, Q, 16, dtype=dtype, seed=Q)
+    given = row.reshape(B, Q // 16, 16, 16).transpose(0, 1).contiguous().to(DEVICE)
+    kept, transposed = (torch.full(shape, -1, dtype=torch.int16, device=DEVICE) for shape in ((B, Q, 16), (B, 16, Q)))
+    _row_kernel[(1,)](given, kept, transposed, Q // 16, B, thirds, TL_DTYPES[dtype])
+    if thirds:
+        # Of each four in the band's order, two are of a stretch and two of the next.
+        third = [place for place in range(16, 32) if place % 4 < 2]
+        twice = [third[i // 4 * 2 + i % 2] for i in range(16)]
+        assert torch.equal(kept.cpu(), row[:, [*range(16), *twice]])
+    else:
+        assert torch.equal(kept.cpu(), row)
+    assert torch.equal(transposed.cpu(), row.transpose(1, 2))
 
 
 # --- The kernels ---
@@ -572,7 +660,7 @@ CUTS = [
     (tiling.FORWARD, 16, 7, 1, 2, 8, 16, (2, 1, 7)),  # images of every second column
     (tiling.FORWARD, 16, 9, 1, 1, 8, 8, (1, 2, 5)),  # half a line cannot hold its windows
     (tiling.GRAD_X, 128, 7, 2, 1, 14, 14, (1, 2, 4)),
-    (tiling.GRAD_X, 64, 9, 2, 1, 14, 14, (1, 4, 4)),  # an even number of rows
+    (tiling.GRAD_X, 64, 9, 2, 1, 14, 14, (1, 8, 2)),  # an even number of rows
     (tiling.GRAD_SPAN, 32, 7, 1, 1, 14, 14, (1, 1, 7)),
     (tiling.GRAD_SPAN, 64, 7, 1, 1, 14, 14, (1, 2, 4)),
     (tiling.GRAD_SPAN, 128, 7, 1, 1, 14, 14, (1, 4, 2)),
@@ -588,6 +676,19 @@ def test_narrow_images_fold_lines_and_wide_windows_have_parts(
         assert (cut.fold, cut.parts, cut.part_rows) == expected
         assert cut.num_warps == cut.tile.units * cut.parts <= 8
         assert cut.parts * cut.part_rows >= K
+
+
+@pytest.mark.parametrize("K", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("W", [7, 28])
+def test_lines_of_windows_that_read_up_to_24_columns_are_in_thirds(K: int, stride: int, W: int) -> None:
+    """Not those of 16, nor folded ones, whose windows read 32; rows are computed two at once where they are even."""
+    if stride > K:
+        pytest.skip("no such window is fused")
+    for cut in tiling.cuts(tiling.FORWARD, Case(16, 8, 16, K, (W, W), (stride, 1)).problem, Chip()):
+        assert cut.in_thirds == (K in (3, 5, 7) and not (W == 7 and stride == 1))
+        assert cut.tile.rows % cut.rows_at_once == 0
+        assert (cut.rows_at_once == 2) == (cut.tile.rows % 2 == 0 and K < 9)
 
 
 @pytest.mark.parametrize(("groups", "r", "comes"), [(4, 16, True), (8, 16, True), (16, 16, False), (4, 20, False)])

@@ -9,10 +9,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import band_columns, band_of, halves_of, pairs_of, product, taps_of
+from invbench.ops.triton_gpu.band import (
+    add_third,
+    band_columns,
+    band_in_thirds,
+    band_of,
+    kept_row,
+    kept_row_transposed,
+    product,
+    row_of,
+    taps_of,
+    transposed_row_of,
+    two_of,
+)  # fmt: skip
 from invbench.ops.triton_gpu.walking import (
     SIZES,
     WIDTH,
+    by_sixteen,
     channels_of,
     extents_of,
     line_of_x,
@@ -32,9 +45,10 @@ def banded_forward_kernel(
     weight_stride_n, weight_stride_g, weight_stride_tap, weight_stride_h, weight_stride_w,
     y_stride_n, y_stride_c, y_stride_h, y_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
-    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, AT_ONCE: tl.constexpr, THIRDS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write y, LINE = 16 columns of ROWS rows of UNITS units a program."""
+    """Write y, LINE = 16 columns of ROWS rows of UNITS units a program; a trip of its loop AT_ONCE rows, a divisor."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
@@ -42,15 +56,15 @@ def banded_forward_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, band_columns(Q), K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, by_sixteen(band_columns(16), Q // 16), K, STRIDE, Q, FOLD
     )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
-    q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
+    in_columns = is_column & is_channel[None, :, :, :]  # [Q // 16, UNITS, 16, WIDTH]
     if FOLD > 1:
-        below, below_q = below[None, :, None], below_q[None, :, None]
+        below = below[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
+    x_ptrs += c[None, :, :, :] * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     y_ptrs = y_ptr + n * y_stride_n + row_0 * y_stride_h + column_0 * y_stride_w
     y_ptrs += c * y_stride_c + j * (DILATION * y_stride_w) + below * (DILATION * y_stride_h)
     weight_ptrs = weight_ptr + n * weight_stride_n + row_0 * weight_stride_h + column_0 * weight_stride_w
@@ -61,19 +75,31 @@ def banded_forward_kernel(
     kept = ()
     for u in tl.static_range(K - STRIDE):
         row = first * STRIDE - PADDING + u
-        kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
-    for i in range(first, first + ROWS):
-        for fresh in tl.static_range(STRIDE):
-            row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
-        y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
-        for u in tl.static_range(K):
-            ptrs = weight_ptrs + u * K * weight_stride_tap
-            taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
-            y = product(band_of(taps, shift, odd, Q, DTYPE), halves_of(kept[u], DTYPE), y, EXACT)
-        kept = kept[STRIDE:]
-        is_written = is_position & is_channel & (i + below < rows_out)
-        tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
+        x = load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)
+        kept = kept + (kept_row(x, THIRDS),)
+    for start in range(first, first + ROWS, AT_ONCE):
+        for at in tl.static_range(AT_ONCE):
+            i = start + at
+            for fresh in tl.static_range(STRIDE):
+                row = i * STRIDE - PADDING + (K - STRIDE) + fresh
+                x = load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)
+                kept = kept + (kept_row(x, THIRDS),)
+            y = tl.zeros([UNITS, LINE, WIDTH], tl.float32)
+            third_before, row_before = tl.zeros([UNITS, LINE, 4], tl.int32), tl.zeros([2, UNITS, 8, 4], tl.int32)
+            for u in tl.static_range(K):
+                ptrs = weight_ptrs + u * K * weight_stride_tap
+                taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
+                if THIRDS:
+                    band, third = band_in_thirds(taps, shift, odd, DTYPE, False)
+                    y = product(band, two_of(kept[u][0], kept[u][1], DTYPE), y, EXACT)
+                    is_second = (at * STRIDE + u) % 2 == 1
+                    y = add_third(y, third_before, third, row_before, kept[u][2], is_second, u == K - 1, DTYPE, EXACT)
+                    third_before, row_before = third, kept[u][2]
+                else:
+                    y = product(band_of(taps, shift, odd, Q, DTYPE, False), row_of(kept[u], DTYPE), y, EXACT)
+            kept = kept[STRIDE:]
+            is_written = is_position & is_channel & (i + below < rows_out)
+            tl.store(y_ptrs + i * (DILATION * y_stride_h), y.to(DTYPE), mask=is_written)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -123,7 +149,7 @@ def banded_grad_x_kernel(
         for u in tl.static_range(K):
             ptrs = weight_ptrs + u * K * weight_stride_tap
             taps = load_row(ptrs, i, below, rows_out, DILATION * weight_stride_h, is_position & (slot < K))
-            band = band_of(taps, shift, odd, LINE, DTYPE, stretch, FOLD > 1)  # [UNITS, POSITIONS, LINE]
+            band = band_of(taps, shift, odd, LINE, DTYPE, False, stretch, FOLD > 1)  # [UNITS, POSITIONS, LINE]
             more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[u], EXACT),)
         for done in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + done
@@ -144,7 +170,7 @@ def banded_grad_weight_kernel(
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     grad_weight_stride_n, grad_weight_stride_g, grad_weight_stride_tap, grad_weight_stride_h, grad_weight_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SLOTS: tl.constexpr,
-    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
+    Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Write grad_weight, LINE = 16 columns of ROWS rows of UNITS groups, of up to WIDTH channels, a program."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -154,15 +180,15 @@ def banded_grad_weight_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, tl.arange(0, Q), K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, by_sixteen(tl.arange(0, 16), Q // 16), K, STRIDE, Q, FOLD
     )  # fmt: skip
     j, is_position = j[None, :, None], is_position[None, :, None]  # [1, LINE, 1]
-    q, in_columns = q[None, :, None], is_column[None, :, None] & is_channel  # [1, Q, 1], [UNITS, Q, WIDTH]
+    in_columns = is_column & is_channel[None, :, :, :]  # [Q // 16, UNITS, 16, WIDTH]
     if FOLD > 1:
-        below, below_q = below[None, :, None], below_q[None, :, None]
+        below = below[None, :, None]
     slot = tl.arange(0, SLOTS)[None, None, :]
     x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
+    x_ptrs += c[None, :, :, :] * x_stride_c + q * (DILATION * x_stride_w) + below_q * (DILATION * x_stride_h)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
     grad_y_ptrs += c * grad_y_stride_c + j * (DILATION * grad_y_stride_w) + below * (DILATION * grad_y_stride_h)
     ptrs = grad_weight_ptr + n * grad_weight_stride_n + row_0 * grad_weight_stride_h + column_0 * grad_weight_stride_w
@@ -174,16 +200,18 @@ def banded_grad_weight_kernel(
     kept = ()
     for u in tl.static_range(K - STRIDE):
         row = first * STRIDE - PADDING + u
-        kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
+        x = load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)
+        kept = kept + (kept_row_transposed(x),)
     for i in range(first, first + ROWS):
         for fresh in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + (K - STRIDE) + fresh
-            kept = kept + (pairs_of(load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)),)
+            x = load_row(x_ptrs, row, below_q, rows, DILATION * x_stride_h, in_columns)
+            kept = kept + (kept_row_transposed(x),)
         grad_y = load_row(grad_y_ptrs, i, below, rows_out, DILATION * grad_y_stride_h, in_line)
         for u in tl.static_range(K):
             band = tl.zeros([UNITS, LINE, Q], tl.float32)
-            band = product(grad_y, tl.permute(halves_of(kept[u], DTYPE), [0, 2, 1]), band, EXACT)
-            taps = taps_of(band, shift, odd, K, SLOTS, DTYPE)
+            band = product(grad_y, transposed_row_of(kept[u], DTYPE), band, EXACT)
+            taps = taps_of(band, shift, odd, K, SLOTS, DTYPE, PTX)
             tap_ptrs = ptrs + i * (DILATION * grad_weight_stride_h) + u * K * grad_weight_stride_tap
             tl.store(tap_ptrs, taps, mask=is_position & (slot < K) & (i + below < rows_out))
         kept = kept[STRIDE:]

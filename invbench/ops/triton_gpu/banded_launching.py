@@ -14,7 +14,7 @@ from invbench.ops.triton_gpu.banded_kernels import (
     banded_grad_x_kernel,
 )  # fmt: skip
 from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, ROWS_MAX, TRITON_VERSION, Launch
-from invbench.ops.triton_gpu.span_launching import chip_of
+from invbench.ops.triton_gpu.span_launching import chip_of, rows_of_forward
 from invbench.ops.triton_gpu.tiling import (
     BANDED_FORWARD,
     BANDED_GRAD_WEIGHT,
@@ -85,7 +85,11 @@ def _default(kernel: str, image: Tensor, weight: Tensor, window: Window) -> Cut:
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Cut) -> Launch:
     p = cut.problem
-    columns: dict[str, Any] = {"ALONE": cut.alone} if cut.kernel == BANDED_GRAD_X else {"Q": p.columns}
+    more: dict[str, Any] = {"ALONE": cut.alone}
+    if cut.kernel == BANDED_FORWARD:
+        more = rows_of_forward(cut)
+    elif cut.kernel == BANDED_GRAD_WEIGHT:
+        more = {"Q": p.columns, "PTX": cut.chip.rounds_pairs and not INTERPRETED}
     return Launch(
         kernel=kernel,
         programs=cut.programs,
@@ -96,7 +100,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Cut) -> Launch:
         constants={
             "GROUP_CHANNELS": p.group_channels, "K": p.window.K, "STRIDE": p.window.stride,
             "DILATION": p.window.dilation, "SLOTS": p.slots, "UNITS": cut.tile.units,
-            "FOLD": cut.fold, "EXACT": INTERPRETED, **columns,
+            "FOLD": cut.fold, "EXACT": INTERPRETED, **more,
         },
         num_warps=cut.num_warps,
         num_stages=1,

@@ -24,6 +24,7 @@ from invbench.ops.triton_gpu.tiling import (
     BANDED_GRAD_X,
     FORWARD,
     GRAD_HIDDEN,
+    GRAD_SPAN,
     GRAD_X,
     KERNELS,
     Chip,
@@ -58,7 +59,7 @@ CHIPS: dict[Target, Chip] = {
     80: Chip(108, 32, 80),
     90: Chip(132, 32, 90),
     100: Chip(148, 32, 100),
-    "gfx942": Chip(304, 64, 94),
+    "gfx942": Chip(304, 64, 0),
 }
 STAGES = (Stage(64, 56, 4), Stage(128, 28, 8), Stage(256, 14, 16), Stage(512, 7, 32))
 
@@ -148,19 +149,19 @@ def _banded_launch(
 
 
 def _rows_walked(kernel: str, launch: Launch) -> tuple[int]:
+    """Trips of the loop over rows."""
     rows: Any = launch.named["ROWS"]
     more = launch.constants.get("EACH", WINDOW.K) - 1
-    return (rows + more if kernel in (GRAD_X, BANDED_GRAD_X) else rows,)
+    return (rows + more if kernel in (GRAD_X, BANDED_GRAD_X) else rows // launch.constants.get("AT_ONCE", 1),)
 
 
 def _span_trips(kernel: str, launch: Launch) -> tuple[int, ...]:
     """A loop over images or tiles, and one over rows; over rows alone; or over blocks of units."""
     named: dict[str, Any] = launch.named
-    if kernel == GRAD_X:
-        return _rows_walked(kernel, launch)
     if kernel == GRAD_HIDDEN:
         return (int(named["unit_blocks"]),)
-    return int(named["IMAGES" if kernel == FORWARD else "tiles_each"]), int(named["ROWS"])
+    around = {FORWARD: ("IMAGES",), GRAD_SPAN: ("tiles_each",)}.get(kernel, ())
+    return (*(int(named[name]) for name in around), *_rows_walked(kernel, launch))
 
 
 def _reduce_launch(dtype: torch.dtype, stage: Stage, _: Target) -> Launch:

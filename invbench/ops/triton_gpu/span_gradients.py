@@ -9,11 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import halves_of, pairs_of, product, taps_of
-from invbench.ops.triton_gpu.span_kernels import load_span
+from invbench.ops.triton_gpu.band import kept_row_transposed, product, taps_of, transposed_row_of
 from invbench.ops.triton_gpu.walking import (
     SIZES,
     WIDTH,
+    by_sixteen,
     channels_of,
     extents_of,
     line_of_y,
@@ -25,10 +25,12 @@ from invbench.ops.triton_gpu.walking import (
 
 @triton.jit
 def load_terms(span_ptr, group, u, r, K: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr, DTYPE: tl.constexpr):
-    """The span's rows for the window rows from u on whose taps ``terms_of`` joins: [UNITS, R, 16]."""
+    """The span's rows whose taps ``terms_of`` joins, from window row u on: [UNITS, R, 16]; zeros from row K on."""
     AT_ONCE: tl.constexpr = 16 // SLOTS
-    term = tl.arange(0, 16)
-    return load_span(span_ptr, group, u + (term % AT_ONCE)[None, None, :], term // AT_ONCE, r, K, R, DTYPE)
+    channel, term = tl.arange(0, R)[None, :, None], tl.arange(0, 16)[None, None, :]
+    u, slot = u + term % AT_ONCE, term // AT_ONCE
+    inside = (slot < K) & (channel < r) & (u < K)
+    return tl.load(span_ptr + ((group[:, None, None] * K + u) * K + slot) * r + channel, mask=inside, other=0).to(DTYPE)
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def span_grad_hidden_kernel(
     grad_hidden_stride_n, grad_hidden_stride_c, grad_hidden_stride_h, grad_hidden_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
     R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
-    HEIGHT: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
+    HEIGHT: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Write grad_hidden, LINE = 16 columns of HEIGHT rows a program, which goes through all units."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -98,7 +100,7 @@ def span_grad_hidden_kernel(
                 total, taps = sums[k], waiting[k]
                 if t >= STRIDE * k and t < STRIDE * k + K:
                     band = product(grad_ys[k], x, tl.zeros([UNITS, LINE, Q], tl.float32), EXACT)
-                    before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE)
+                    before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE, PTX)
                     if (t - STRIDE * k) % AT_ONCE == AT_ONCE - 1 or t - STRIDE * k == K - 1:
                         if KEEP_SPAN:
                             span = spans[(t - STRIDE * k) // AT_ONCE]
@@ -139,6 +141,7 @@ def span_grad_span_kernel(
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
     R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
     PARTS: tl.constexpr, EACH: tl.constexpr, WITH_HIDDEN: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """Write what a share of the tiles gives to the gradients of span and bias for UNITS units, and WITH_HIDDEN, where
     these are all units, grad_hidden of the tiles."""
@@ -165,15 +168,17 @@ def span_grad_span_kernel(
         alone, line, strip, row_0, column_0, n = place_of(tile, 1, lines, strips, DILATION)
         rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
         j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-            line, columns, columns_out, ROWS, tl.arange(0, Q), K, STRIDE, Q, FOLD
+            line, columns, columns_out, ROWS, by_sixteen(tl.arange(0, 16), Q // 16), K, STRIDE, Q, FOLD
         )  # fmt: skip
-        in_columns, in_line = is_column[None, :, None] & is_channel, is_position[None, :, None] & is_channel
+        in_columns, in_line = is_column & is_channel[None, :, :, :], is_position[None, :, None] & is_channel
         in_hidden = is_position[None, :] & (channel < r)
-        below_x, below_y, below_hidden = u_0, 0, 0
+        below_x, below_y, below_hidden = below_q, 0, 0
+        if PARTS > 1:
+            below_x += u_0[None, :, :, :]
         if FOLD > 1:
-            below_x, below_y, below_hidden = u_0 + below_q[None, :, None], below[None, :, None], below[None, :]
+            below_y, below_hidden = below[None, :, None], below[None, :]
         x_ptrs = x_ptr + n * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-        x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
+        x_ptrs += c[None, :, :, :] * x_stride_c + q * (DILATION * x_stride_w) + below_x * (DILATION * x_stride_h)
         grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
         grad_y_ptrs += c * grad_y_stride_c + j[None, :, None] * (DILATION * grad_y_stride_w)
         grad_y_ptrs += below_y * (DILATION * grad_y_stride_h)
@@ -194,20 +199,22 @@ def span_grad_span_kernel(
         kept = ()
         for k in tl.static_range(EACH - STRIDE):
             row = first * STRIDE - PADDING + k
-            kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
+            x = load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)
+            kept = kept + (kept_row_transposed(x),)
         for i in range(first, first + ROWS):
             hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden).to(DTYPE)
             hidden = tl.broadcast_to(tl.expand_dims(hidden, 0), [WARPS, R, LINE])
             grad_y = load_row(grad_y_ptrs, i, below_y, rows_out, DILATION * grad_y_stride_h, in_line)
             for fresh in tl.static_range(STRIDE):
                 row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
-                kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
+                x = load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)
+                kept = kept + (kept_row_transposed(x),)
             more_span, more_bias, taps = (), (), nothing
             grad_hidden = tl.zeros([WARPS, LINE, R], tl.float32)
             for k in tl.static_range(EACH):
                 band = tl.zeros([WARPS, LINE, Q], tl.float32)
-                band = product(grad_y, tl.permute(halves_of(kept[k], DTYPE), [0, 2, 1]), band, EXACT)
-                before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE)
+                band = product(grad_y, transposed_row_of(kept[k], DTYPE), band, EXACT)
+                before, taps = taps, taps_of(band, shift, odd, K, SLOTS, DTYPE, PTX)
                 if WITH_HIDDEN and (k % AT_ONCE == AT_ONCE - 1 or k == EACH - 1):
                     terms = terms_of(before, taps, AT_ONCE) if k % AT_ONCE == 1 else terms_of(taps, nothing, AT_ONCE)
                     span = tl.permute(spans[k // AT_ONCE], [0, 2, 1])

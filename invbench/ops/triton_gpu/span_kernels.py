@@ -17,10 +17,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from invbench.ops.triton_gpu.band import band_columns, band_of, halves_of, pairs_of, product
+from invbench.ops.triton_gpu.band import (
+    add_third,
+    band_columns,
+    band_in_thirds,
+    band_of,
+    kept_row,
+    product,
+    row_of,
+    two_of,
+)  # fmt: skip
 from invbench.ops.triton_gpu.walking import (
     SIZES,
     WIDTH,
+    by_sixteen,
     channels_of,
     extents_of,
     line_of_x,
@@ -31,22 +41,48 @@ from invbench.ops.triton_gpu.walking import (
     window_row_of,
 )  # fmt: skip
 
-
-@triton.jit
-def load_span(span_ptr, group, u, slot, r, K: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr):
-    """The span's rows for window row u, of all warps or of each [B, 1, 1]: [B, R, SLOTS], from slot [SLOTS], each one's
-    tap; zeros from row K on."""
-    channel = tl.arange(0, R)[None, :, None]
-    row = (group[:, None, None] * K + u) * K + slot[None, None, :]
-    inside = (slot < K)[None, None, :] & (channel < r) & (u < K)
-    return tl.load(span_ptr + row * r + channel, mask=inside, other=0).to(DTYPE)
+# A warp holds the span as second matrix of a product from its load on: eight by four lanes, each with neighbouring
+# hidden channels. These are therefore summed over in an order of their own, in runs of 32, or of 16 where there are no
+# more.
 
 
 @triton.jit
-def load_bias(bias_ptr, group, u, slot, K: tl.constexpr):
-    """The bias for window row u, of all warps or of each [B, 1, 1]: [B, 1, SLOTS], float32; zeros from row K on."""
-    ptrs = bias_ptr + (group[:, None, None] * K + u) * K + slot[None, None, :]
-    return tl.load(ptrs, mask=(slot < K)[None, None, :] & (u < K), other=0).to(tl.float32)
+def hidden_channels(R: tl.constexpr):
+    """The hidden channels in the order in which ``load_span`` has them: [R]."""
+    RUN: tl.constexpr = min(R, 32)
+    k = tl.arange(0, R)
+    channels = k // RUN * RUN + k // 2 % 4 * (RUN // 4) + k % RUN // 8 * 2 + k % 2
+    return tl.max_contiguous(tl.multiple_of(channels, 2), 2)
+
+
+@triton.jit
+def span_rows(span_ptr, bias_ptr, group, u_0, slot, r, K: tl.constexpr, R: tl.constexpr):
+    """Where the warps' first window rows u_0 ([B, 1, 1], or 0 of all) have their span, in runs of hidden channels, and
+    their bias, from slot [SLOTS], each one's tap: [R // RUN, B, RUN, SLOTS] and [B, 1, SLOTS]."""
+    RUN: tl.constexpr = min(R, 32)
+    channel = tl.arange(0, R // RUN)[:, None, None, None] * RUN + tl.arange(0, RUN)[None, None, :, None]
+    row = (group[:, None, None] * K + u_0) * K + slot[None, None, :]
+    return span_ptr + tl.expand_dims(row, 0) * r + channel, bias_ptr + row
+
+
+@triton.jit
+def load_span(rows, k, u_0, slot, r, K: tl.constexpr, DTYPE: tl.constexpr):
+    """The span's ``rows`` for window row u_0 + k: [B, R, SLOTS], of the ``hidden_channels``; zeros from row K on."""
+    RUNS: tl.constexpr = rows.shape[0]
+    B: tl.constexpr = rows.shape[1]
+    RUN: tl.constexpr = rows.shape[2]
+    channel = tl.arange(0, RUNS)[:, None, None, None] * RUN + tl.arange(0, RUN)[None, None, :, None]
+    inside = tl.expand_dims((slot < K)[None, None, :] & (u_0 + k < K), 0) & (channel < r)
+    span = tl.load(rows + k * (K * r), mask=inside, other=0).to(DTYPE)
+    span = tl.permute(tl.reshape(span, [RUNS, B, 4, RUN // 8, 2, slot.shape[0]]), [1, 0, 3, 2, 4, 5])
+    return tl.reshape(span, [B, RUNS * RUN, slot.shape[0]])
+
+
+@triton.jit
+def load_bias(rows, k, u_0, slot, K: tl.constexpr):
+    """The bias' ``rows`` for window row u_0 + k: [B, 1, SLOTS], float32; zeros from row K on."""
+    inside = (slot < K)[None, None, :] & (u_0 + k < K)
+    return tl.load(rows + k * K, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -62,9 +98,13 @@ def span_forward_kernel(
     y_stride_n, y_stride_c, y_stride_h, y_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
     R: tl.constexpr, SLOTS: tl.constexpr, Q: tl.constexpr, UNITS: tl.constexpr, FOLD: tl.constexpr,
-    PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, AT_ONCE: tl.constexpr, THIRDS: tl.constexpr, KEEP_SPAN: tl.constexpr,
+    EXACT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Write y, LINE = 16 columns of ROWS rows of UNITS units of IMAGES images a program."""
+    """Write y, LINE = 16 columns of ROWS rows of UNITS units of IMAGES images a program.
+
+    A trip of its loop computes AT_ONCE rows, a divisor of ROWS: what is kept of x then moves on less often.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     LINE: tl.constexpr = 16
     PADDING: tl.constexpr = K // 2
@@ -73,18 +113,20 @@ def span_forward_kernel(
     group, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS, PARTS)
     rows, columns, rows_out, columns_out = extents_of(H, W, H_out, W_out, row_0, column_0, DILATION)
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_y(
-        line, columns, columns_out, ROWS, band_columns(Q), K, STRIDE, Q, FOLD
+        line, columns, columns_out, ROWS, by_sixteen(band_columns(16), Q // 16), K, STRIDE, Q, FOLD
     )  # fmt: skip
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, :]
+    slot, channel = tl.arange(0, SLOTS), hidden_channels(R)[None, :]
     u_0 = window_row_of(PARTS, UNITS, EACH)
     x_ptrs = x_ptr + first_n * IMAGES * x_stride_n + row_0 * x_stride_h + column_0 * x_stride_w
-    x_ptrs += c * x_stride_c + q[None, :, None] * (DILATION * x_stride_w)
+    x_ptrs += c[None, :, :, :] * x_stride_c + q * (DILATION * x_stride_w)
     hidden_ptrs = hidden_ptr + first_n * IMAGES * hidden_stride_n + row_0 * hidden_stride_h + column_0 * hidden_stride_w
     hidden_ptrs += channel * hidden_stride_c + j[:, None] * (DILATION * hidden_stride_w)
-    in_columns, in_hidden = is_column[None, :, None] & is_channel, is_position[:, None] & (channel < r)
-    below_x, below_hidden, below_y = u_0, 0, 0
+    in_columns, in_hidden = is_column & is_channel[None, :, :, :], is_position[:, None] & (channel < r)
+    below_x, below_hidden, below_y = below_q, 0, 0
+    if PARTS > 1:
+        below_x += u_0[None, :, :, :]
     if FOLD > 1:
-        below_x, below_hidden, below_y = u_0 + below_q[None, :, None], below[:, None], below[None, :, None]
+        below_hidden, below_y = below[:, None], below[None, :, None]
     x_ptrs += below_x * (DILATION * x_stride_h)
     hidden_ptrs += below_hidden * (DILATION * hidden_stride_h)
     _, c, is_channel = channels_of(unit_block, GROUP_CHANNELS, UNITS)
@@ -92,38 +134,62 @@ def span_forward_kernel(
     y_ptrs += c * y_stride_c + j[None, :, None] * (DILATION * y_stride_w) + below_y * (DILATION * y_stride_h)
     in_line = is_position[None, :, None] & is_channel
 
+    of_span, of_bias = span_rows(span_ptr, bias_ptr, group, u_0, slot, r, K, R)
     spans, biases = (), ()
     if KEEP_SPAN:
         for k in tl.static_range(EACH):
-            spans = spans + (load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE),)
-            biases = biases + (load_bias(bias_ptr, group, u_0 + k, slot, K),)
+            spans = spans + (load_span(of_span, k, u_0, slot, r, K, DTYPE),)
+            biases = biases + (load_bias(of_bias, k, u_0, slot, K),)
     first = strip * ROWS * FOLD
     for _ in range(min(IMAGES, N - first_n * IMAGES)):
         kept = ()
         for k in tl.static_range(EACH - STRIDE):
             row = first * STRIDE - PADDING + k
-            kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
-        for i in range(first, first + ROWS):
-            hidden = load_row(hidden_ptrs, i, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden)
-            hidden = tl.broadcast_to(tl.expand_dims(hidden.to(DTYPE), 0), [WARPS, LINE, R])
-            for fresh in tl.static_range(STRIDE):
-                row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
-                kept = kept + (pairs_of(load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)),)
-            y = tl.zeros([WARPS, LINE, WIDTH], tl.float32)
-            for k in tl.static_range(EACH):
-                if KEEP_SPAN:
-                    span, bias = spans[k], biases[k]
-                else:
-                    span = load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE)
-                    bias = load_bias(bias_ptr, group, u_0 + k, slot, K)
-                taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, LINE, SLOTS]), EXACT)
-                y = product(band_of(taps, shift, odd, Q, DTYPE), halves_of(kept[k], DTYPE), y, EXACT)
-            kept = kept[STRIDE:]
-            is_written = in_line & (i + below_y < rows_out)
-            tl.store(y_ptrs + i * (DILATION * y_stride_h), sum_of_parts(y, PARTS).to(DTYPE), mask=is_written)
+            x = load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)
+            kept = kept + (kept_row(x, THIRDS),)
+        next_hidden = load_row(hidden_ptrs, first, below_hidden, rows_out, DILATION * hidden_stride_h, in_hidden)
+        for start in range(first, first + ROWS, AT_ONCE):
+            for at in tl.static_range(AT_ONCE):
+                i = start + at
+                for fresh in tl.static_range(STRIDE):
+                    row = i * STRIDE - PADDING + (EACH - STRIDE) + fresh
+                    x = load_row(x_ptrs, row, below_x, rows, DILATION * x_stride_h, in_columns)
+                    kept = kept + (kept_row(x, THIRDS),)
+                hidden = tl.broadcast_to(tl.expand_dims(next_hidden.to(DTYPE), 0), [WARPS, LINE, R])
+                # All that follows waits for hidden: it is loaded a row ahead.
+                is_next = in_hidden & (i + 1 < first + ROWS)
+                next_hidden = load_row(
+                    hidden_ptrs, i + 1, below_hidden, rows_out, DILATION * hidden_stride_h, is_next
+                )  # fmt: skip
+                y = tl.zeros([WARPS, LINE, WIDTH], tl.float32)
+                third_before, row_before = tl.zeros([WARPS, LINE, 4], tl.int32), tl.zeros([2, WARPS, 8, 4], tl.int32)
+                for k in tl.static_range(EACH):
+                    if KEEP_SPAN:
+                        span, bias = spans[k], biases[k]
+                    else:
+                        span = load_span(of_span, k, u_0, slot, r, K, DTYPE)
+                        bias = load_bias(of_bias, k, u_0, slot, K)
+                    taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, LINE, SLOTS]), EXACT)
+                    if THIRDS:
+                        band, third = band_in_thirds(taps, shift, odd, DTYPE, PTX)
+                        y = product(band, two_of(kept[k][0], kept[k][1], DTYPE), y, EXACT)
+                        # Counted from the first row of the trip: two rows of x that go together do so in its windows.
+                        is_second = (at * STRIDE + k) % 2 == 1
+                        y = add_third(
+                            y, third_before, third, row_before, kept[k][2], is_second, k == EACH - 1, DTYPE, EXACT
+                        )  # fmt: skip
+                        third_before, row_before = third, kept[k][2]
+                    else:
+                        y = product(band_of(taps, shift, odd, Q, DTYPE, PTX), row_of(kept[k], DTYPE), y, EXACT)
+                kept = kept[STRIDE:]
+                is_written = in_line & (i + below_y < rows_out)
+                tl.store(y_ptrs + i * (DILATION * y_stride_h), sum_of_parts(y, PARTS).to(DTYPE), mask=is_written)
         x_ptrs += x_stride_n
         y_ptrs += y_stride_n
         hidden_ptrs += hidden_stride_n
+        # Nothing: compilers, which cannot know, would otherwise compute what rows need, the same for all images, before
+        # the first, and keep it in registers.
+        first += tl.minimum(ROWS, 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -139,7 +205,7 @@ def span_grad_x_kernel(
     grad_x_stride_n, grad_x_stride_c, grad_x_stride_h, grad_x_stride_w,
     GROUP_CHANNELS: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, r: tl.constexpr,
     R: tl.constexpr, SLOTS: tl.constexpr, UNITS: tl.constexpr, ALONE: tl.constexpr, FOLD: tl.constexpr,
-    PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, KEEP_SPAN: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Write grad_x, LINE = 16 columns of ROWS rows of UNITS units a program; ROWS is a multiple of STRIDE, and so is
     EACH where there are parts.
@@ -157,7 +223,7 @@ def span_grad_x_kernel(
     j, shift, odd, below, is_position, q, below_q, is_column = line_of_x(
         line, columns, columns_out, ROWS, K, STRIDE, ALONE, FOLD
     )  # fmt: skip
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, R)[None, None, :]
+    slot, channel = tl.arange(0, SLOTS), hidden_channels(R)[None, None, :]
     u_0 = window_row_of(PARTS, UNITS, EACH)
     grad_y_ptrs = grad_y_ptr + n * grad_y_stride_n + row_0 * grad_y_stride_h + column_0 * grad_y_stride_w
     grad_y_ptrs += c * grad_y_stride_c + j[None, :, None] * (DILATION * grad_y_stride_w)
@@ -176,11 +242,12 @@ def span_grad_x_kernel(
     grad_x_ptrs += below_x * (DILATION * grad_x_stride_h)
     in_line = is_column[None, :, None] & is_channel
 
+    of_span, of_bias = span_rows(span_ptr, bias_ptr, group, u_0, slot, r, K, R)
     spans, biases = (), ()
     if KEEP_SPAN:
         for k in tl.static_range(EACH):
-            spans = spans + (load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE),)
-            biases = biases + (load_bias(bias_ptr, group, u_0 + k, slot, K),)
+            spans = spans + (load_span(of_span, k, u_0, slot, r, K, DTYPE),)
+            biases = biases + (load_bias(of_bias, k, u_0, slot, K),)
     sums = ()  # of the rows that the windows of a row of y meet
     for _ in tl.static_range(EACH):
         sums = sums + (tl.zeros([WARPS, LINE, WIDTH], tl.float32),)
@@ -196,10 +263,10 @@ def span_grad_x_kernel(
             if KEEP_SPAN:
                 span, bias = spans[k], biases[k]
             else:
-                span = load_span(span_ptr, group, u_0 + k, slot, r, K, R, DTYPE)
-                bias = load_bias(bias_ptr, group, u_0 + k, slot, K)
+                span = load_span(of_span, k, u_0, slot, r, K, DTYPE)
+                bias = load_bias(of_bias, k, u_0, slot, K)
             taps = product(hidden, span, tl.broadcast_to(bias, [WARPS, POSITIONS, SLOTS]), EXACT)
-            band = band_of(taps, shift, odd, LINE, DTYPE, stretch, FOLD > 1)  # [WARPS, POSITIONS, LINE]
+            band = band_of(taps, shift, odd, LINE, DTYPE, PTX, stretch, FOLD > 1)  # [WARPS, POSITIONS, LINE]
             more = more + (product(tl.permute(band, [0, 2, 1]), grad_y, sums[k], EXACT),)
         for done in tl.static_range(STRIDE):
             row = i * STRIDE - PADDING + done

@@ -93,7 +93,7 @@ def forward_launch(
             p.N, p.H, p.W, p.H_out, p.W_out, cut.unit_blocks, cut.lines, cut.strips, cut.tile.rows, cut.tile.images,
             *x.stride(), *hidden.stride(), *y.stride(),
         ),
-        constants=_constants(cut) | _parts(cut) | {"Q": problem.columns, "KEEP_SPAN": cut.keeps_span},
+        constants=_constants(cut) | _parts(cut) | rows_of_forward(cut) | {"KEEP_SPAN": cut.keeps_span},
         num_warps=cut.num_warps,
         num_stages=1,
     )  # fmt: skip
@@ -186,7 +186,13 @@ def _constants(cut: Cut) -> dict[str, Any]:
         "UNITS": cut.tile.units,
         "FOLD": cut.fold,
         "EXACT": INTERPRETED,
+        "PTX": cut.chip.rounds_pairs and not INTERPRETED,
     }
+
+
+def rows_of_forward(cut: Cut) -> dict[str, int]:
+    """How a forward kernel reads and keeps rows of x."""
+    return {"Q": cut.problem.columns, "AT_ONCE": cut.rows_at_once, "THIRDS": cut.in_thirds}
 
 
 def _parts(cut: Cut) -> dict[str, int]:
@@ -201,5 +207,6 @@ def chip_of(device: torch.device) -> Chip:
     properties = torch.get_device_module(device).get_device_properties(device)
     count = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 0)
     lanes = getattr(properties, "warp_size", 32)
-    capability = 10 * getattr(properties, "major", 9) + getattr(properties, "minor", 0)
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    capability = 10 * properties.major + properties.minor if is_nvidia else 0
     return Chip(count or Chip().multiprocessors, lanes if lanes in (32, 64) else 32, capability)

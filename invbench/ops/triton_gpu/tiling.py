@@ -19,8 +19,8 @@ FORWARD, GRAD_X, GRAD_HIDDEN, GRAD_SPAN = KERNELS = ("forward", "grad_x", "grad_
 # With the weight given.
 BANDED_FORWARD, BANDED_GRAD_X, BANDED_GRAD_WEIGHT = BANDED = ("forward of weight", "grad_x of weight", "grad_weight")
 
-# The most hidden channels with which a warp of 64 lanes, and one of grad_hidden, keeps a group's span in registers or
-# in shared memory, beside what else it keeps there; with more, it would spill.
+# The most hidden channels with which a warp of 64 lanes, and one of the gradients of hidden and span, keeps a group's
+# span in registers or in shared memory, beside what else it keeps there; with more, it would spill.
 KEPT_CHANNELS = 16
 # The most registers of a thread for what a warp of 32 lanes keeps of window rows: of x or sums, and of the span.
 KEPT_REGISTERS = 112
@@ -33,8 +33,8 @@ MOST_ASKED = 1.5  # times the least bytes, for the default cut of the forward pa
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What cutting needs to know of a GPU: its multiprocessors, the lanes of a warp, and NVIDIA's compute capability
-    (10 times the major number and the minor one)."""
+    """What kernels need to know of a GPU: its multiprocessors, the lanes of a warp, and NVIDIA's compute capability (10
+    times the major number and the minor one; 0 of others)."""
 
     multiprocessors: int = 132
     lanes: int = 32
@@ -43,7 +43,12 @@ class Chip:
     @property
     def is_short_of_registers(self) -> bool:
         """Whether the compiler needs more of them for the same code, as it does for NVIDIA's generation before."""
-        return self.lanes == 32 and self.capability < 90
+        return 0 < self.capability < 90
+
+    @property
+    def rounds_pairs(self) -> bool:
+        """Whether one PTX instruction rounds two float32 to 16 bits."""
+        return self.capability >= 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +163,14 @@ class Cut:
     def parts(self) -> int:
         """Parts of a window's rows, each for a warp of its own: as many as it takes for registers to suffice."""
         p, R = self.problem, self.problem.hidden_channels
+        if self.chip.lanes == 64 and self.kernel == FORWARD:
+            return 4 if R > 64 else 1
         is_wide, skips = p.slots > 8, p.window.stride > 1
         if self.kernel == GRAD_SPAN:
             each, most = R * p.slots // 32 + p.slots // 2 + 8, SUM_REGISTERS - 24 * skips
         elif self.kernel in (FORWARD, GRAD_X) and self.chip.lanes == 32:
             # Wide windows, strides and folded lines take more of them elsewhere.
-            each, most = R // 8 + 8, KEPT_REGISTERS - 24 * is_wide - 16 * (is_wide and skips) - 8 * (self.fold - 1)
+            each, most = R * p.slots // 64 + 8, KEPT_REGISTERS - 32 * is_wide - 8 * (self.fold - 1)
         else:
             return 1
         parts = 1
@@ -206,20 +213,31 @@ class Cut:
         R = self.problem.hidden_channels
         if self.kernel in (GRAD_HIDDEN, GRAD_SPAN) or self.chip.lanes != 32:
             return R <= KEPT_CHANNELS
-        return self.part_rows * (R // 8 + 8) <= KEPT_REGISTERS
+        return self.part_rows * (R * self.problem.slots // 64 + 8) <= KEPT_REGISTERS
 
     @property
     def with_hidden(self) -> bool:
-        """Whether programs of grad_span, which have all units then, write grad_hidden, too."""
-        would_spill = self.chip.is_short_of_registers and self.fold > 1
-        return self.kernel == GRAD_SPAN and self.keeps_span and self.unit_blocks == 1 and not would_spill
+        """Whether programs of grad_span, which have all units then, write grad_hidden, too: not those of folded lines,
+        which would spill."""
+        return self.kernel == GRAD_SPAN and self.keeps_span and self.unit_blocks == 1 and self.fold == 1
 
     @property
     def num_warps(self) -> int:
         """Warps of a program: one for each unit and part, or more where one alone would spill."""
-        if self.chip.lanes == 64 and self.problem.hidden_channels > 64 and self.kernel in (FORWARD, GRAD_X):
-            return (2 if self.kernel == FORWARD else 4) * self.tile.units
+        if self.chip.lanes == 64 and self.problem.hidden_channels > 64 and self.kernel == GRAD_X:
+            return 4 * self.tile.units
         return self.tile.units * self.parts
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that a trip of the forward pass' loop computes, more than one where registers suffice."""
+        return 2 if self.tile.rows % 2 == 0 and self.chip.lanes == 32 and self.problem.slots == 8 else 1
+
+    @property
+    def in_thirds(self) -> bool:
+        """Whether the windows on a line read columns that three stretches of eight have, not two or four."""
+        p = self.problem
+        return self.fold == 1 and p.slots == 8 and LINE < LINE - p.window.stride + p.window.K <= LINE + 8
 
     @property
     def programs(self) -> int:
@@ -349,6 +367,8 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     # Programs of many registers have few warps.
     most = MOST_WARPS if chip.lanes == 32 and kernel != GRAD_HIDDEN else MOST_WARPS // 2
     most = min(most, 4) if chip.is_short_of_registers and kernel in (FORWARD, BANDED_FORWARD) else most
+    if kernel == BANDED_GRAD_WEIGHT and Cut(kernel, problem, Tile(1, 1), chip).fold > 1:
+        most = min(most, 4)  # of more, compilers spill a register so that one more program has room
     if chip.lanes == 64 and problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
         most = 1
     most = max(1, most // Cut(kernel, problem, Tile(1, 1), chip).parts)
@@ -357,8 +377,10 @@ def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
         choices = choices[-1:]
     if kernel == GRAD_HIDDEN:
         # Sums of all rows stay in registers: 16 numbers for each thread and 32 hidden channels.
-        sums = 96 if chip.is_short_of_registers else 128
-        rows = min(4 if problem.slots == 8 else 3, sums // problem.hidden_channels) // problem.window.stride
+        highest, sums = 4 if problem.slots == 8 else 3, 96 if chip.is_short_of_registers else 128
+        if problem.window.K > 11:
+            highest, sums = 2, 64
+        rows = min(highest, sums // problem.hidden_channels) // problem.window.stride
         yield Cut(kernel, problem, Tile(choices[-1], max(1, rows)), chip)
         return
     of_x = kernel in (GRAD_X, BANDED_GRAD_X)

@@ -81,6 +81,12 @@ def columns_of(M: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def by_sixteen(columns, E: tl.constexpr):
+    """All 16 * E columns of a row, as ``kept_row`` takes them, from the first 16: [E, 1, 16, 1]."""
+    return tl.arange(0, E)[:, None, None, None] * 16 + columns[None, None, :, None]
+
+
+@triton.jit
 def load_row(ptrs, row, below, rows, stride, inside):
     """A row of an image at ptrs, and of those that are that far below it; zeros where they are outside."""
     return tl.load(ptrs + row * stride, mask=inside & (row + below >= 0) & (row + below < rows), other=0)
@@ -98,8 +104,9 @@ def line_of_y(
     line, columns, columns_out, ROWS, order, K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, FOLD: tl.constexpr
 ):  # fmt: skip
     """A line's positions, [16] each: the column, its shift and oddness, how far it lies below, and whether there is
-    such; and the columns of x that their windows read, [Q] each, Q being a power of two, in an order [Q]: the column,
-    how far it lies below, and whether there is such. What is below is a plain zero where no line is folded."""
+    such; and the columns of x that their windows read, those numbered by order, of which there are Q, a power of two:
+    each one's column, how far it lies below, and whether there is such. What is below is a plain zero where no line is
+    folded."""
     PADDING: tl.constexpr = K // 2
     position, shift, odd = columns_of(16, STRIDE)
     j = line * 16 // STRIDE + position
