@@ -637,6 +637,20 @@ def test_runs_repeat_bit_for_bit(case: Case) -> None:
             assert kernel not in (tiling.FORWARD, tiling.GRAD_X) or torch.equal(runs[2][name], runs[3][name]), name
 
 
+@pytest.mark.parametrize("rows", [6, 3, 2])
+def test_rows_are_summed_in_the_same_order_whatever_the_cut(rows: int) -> None:
+    """Where rows are equal, so are their results, although 2**30 - 2**30 swallows the 1 that is added between."""
+    case = Case(16, 1, 16, 3, (6, 28), N=1)
+    x, hidden, span, bias, grad_y = make_tensors(case)
+    x, bias = torch.zeros_like(x), torch.zeros_like(bias)
+    x[..., 13], x[..., 15] = 2.0**15, 1
+    bias[3], bias[5], bias[6] = 2.0**15, 1, -(2.0**15)  # taps (1, 0), (1, 2) and (2, 0)
+    tensors = Tensors(x, torch.zeros_like(hidden), torch.zeros_like(span), bias, grad_y)
+    y = compute(tiling.FORWARD, case, tensors, Cutting(1, rows, 1, Chip()).of(tiling.FORWARD, case.problem))["y"]
+    assert torch.equal(y[:, :, 1:5], y[:, :, 1:2].expand(-1, -1, 4, -1))
+    assert y[0, 0, 1, 14] == 0
+
+
 def test_the_default_cut_depends_on_the_problem_alone() -> None:
     """Not on the calls before, which a cache may remember, nor on values."""
     problems = [replace(STAGES[0], N=N) for N in (1, 64)]

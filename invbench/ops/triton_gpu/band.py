@@ -221,7 +221,8 @@ def taps_of(band, shift, odd, K: tl.constexpr, SLOTS: tl.constexpr, DTYPE: tl.co
 
 
 # Windows up to seven wide on a line of 16 positions read three stretches of eight columns. Matrix units sum over two of
-# them: the third stretches of two window rows go into one product.
+# them: the third stretches of two window rows go into one product. Which two is told by the window alone, not by the
+# row of y, so that the order of summation, and with it every bit of a result, is the same for all cuts.
 
 
 @triton.jit

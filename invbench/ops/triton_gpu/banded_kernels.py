@@ -92,8 +92,7 @@ def banded_forward_kernel(
                 if THIRDS:
                     band, third = band_in_thirds(taps, shift, odd, DTYPE, False)
                     y = product(band, two_of(kept[u][0], kept[u][1], DTYPE), y, EXACT)
-                    is_second = (at * STRIDE + u) % 2 == 1
-                    y = add_third(y, third_before, third, row_before, kept[u][2], is_second, u == K - 1, DTYPE, EXACT)
+                    y = add_third(y, third_before, third, row_before, kept[u][2], u % 2 == 1, u == K - 1, DTYPE, EXACT)
                     third_before, row_before = third, kept[u][2]
                 else:
                     y = product(band_of(taps, shift, odd, Q, DTYPE, False), row_of(kept[u], DTYPE), y, EXACT)

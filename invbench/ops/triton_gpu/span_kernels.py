@@ -173,10 +173,8 @@ def span_forward_kernel(
                     if THIRDS:
                         band, third = band_in_thirds(taps, shift, odd, DTYPE, PTX)
                         y = product(band, two_of(kept[k][0], kept[k][1], DTYPE), y, EXACT)
-                        # Counted from the first row of the trip: two rows of x that go together do so in its windows.
-                        is_second = (at * STRIDE + k) % 2 == 1
                         y = add_third(
-                            y, third_before, third, row_before, kept[k][2], is_second, k == EACH - 1, DTYPE, EXACT
+                            y, third_before, third, row_before, kept[k][2], k % 2 == 1, k == EACH - 1, DTYPE, EXACT
                         )  # fmt: skip
                         third_before, row_before = third, kept[k][2]
                     else:

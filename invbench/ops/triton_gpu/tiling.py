@@ -48,7 +48,7 @@ class Chip:
     @property
     def rounds_pairs(self) -> bool:
         """Whether one PTX instruction rounds two float32 to 16 bits."""
-        return self.capability >= 80
+        return self.lanes == 32 and self.capability >= 80
 
 
 @dataclass(frozen=True, slots=True)
