@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(
     reason="tensors lie in another allocator's memory, which has other settings",
 )
 
-# Page faults of a call whose output has 20 MiB, after a first one, and the memory that a process keeps of it.
+# Page faults of a call whose output has 20 MiB, after the first few, and the memory that a process keeps of it. Where
+# the heap's top happens to lie so that an aligned block leaves a gap before it, three calls take new memory each.
 PROGRAM = """
 import json, resource, sys, torch
 from invbench.harness import allocator, machine
@@ -36,7 +37,7 @@ machine.settle(1) if sys.argv[1] == "settled" else machine.set_threads(1)
 x = torch.zeros(20 * 2**18)
 x[:1] + 1  # whose code is read into memory
 before = resident()
-for _ in range(2):
+for _ in range(8):
     x + 1
 counted = faults()
 for _ in range(5):
