@@ -29,9 +29,10 @@ def product(a, b, acc, EXACT: tl.constexpr):
 
 @triton.jit
 def pairs_of(values):
-    """Neighbours of values [..., 2 * P] in 16 bits, two in 32 bits: [..., P], for values of three dimensions."""
-    low, high = tl.split(tl.reshape(values, [values.shape[0], values.shape[1], values.shape[2] // 2, 2]))
-    return joined(low, high)
+    """Neighbours of values [B, M, 2 * P] in 16 bits, two in 32 bits: [B, M, P]."""
+    bits = values.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    low, high = tl.split(tl.reshape(bits, [values.shape[0], values.shape[1], values.shape[2] // 2, 2]))
+    return low | (high << 16)
 
 
 @triton.jit
@@ -153,13 +154,26 @@ def rotated_pairs_of(taps, shift, odd, DTYPE: tl.constexpr, PTX: tl.constexpr):
     B: tl.constexpr = taps.shape[0]
     M: tl.constexpr = taps.shape[1]
     PAIRS: tl.constexpr = taps.shape[2] // 2
-    pairs = rounded_pairs_of(taps, DTYPE, PTX) if taps.dtype == tl.float32 else pairs_of(taps.to(DTYPE))
-    source = (tl.arange(0, PAIRS)[None, :] - shift[:, None]) & (PAIRS - 1)
-    source = tl.broadcast_to(tl.expand_dims(source, 0), [B, M, PAIRS])
-    rotated = tl.gather(pairs, source, 2)
-    before = tl.gather(pairs, (source - 1) & (PAIRS - 1), 2)
-    by_one_tap = (rotated << 16) | ((before >> 16) & 0xFFFF)
-    return tl.where(odd[None, :, None] != 0, by_one_tap, rotated)
+    # From a product, each unit is left to its warp; more rows than one tile of it has are not, in either way.
+    if taps.dtype == tl.float32 or M > 16:
+        pairs = rounded_pairs_of(taps, DTYPE, PTX) if taps.dtype == tl.float32 else pairs_of(taps.to(DTYPE))
+        shift, odd = shift[None, :, None], odd[None, :, None]
+        rotated = _rotated(pairs, tl.arange(0, PAIRS)[None, None, :], shift, odd, 2)
+    else:  # loaded taps by eight rows and behind the units, so that a gather leaves these to their warps, too
+        low, high = tl.split(tl.permute(tl.reshape(taps, [B, M // 8, 8, PAIRS, 2]), [1, 0, 2, 3, 4]))
+        shift, odd = tl.reshape(shift, [M // 8, 1, 8, 1]), tl.reshape(odd, [M // 8, 1, 8, 1])
+        rotated = _rotated(joined(low, high), tl.arange(0, PAIRS)[None, None, None, :], shift, odd, 3)
+        rotated = tl.reshape(tl.permute(rotated, [1, 0, 2, 3]), [B, M, PAIRS])
+    return rotated
+
+
+@triton.jit
+def _rotated(pairs, lane, shift, odd, AXIS: tl.constexpr):
+    """Pairs rotated along their last axis, whose lanes are given, by ``shift``, and by one value more where ``odd``."""
+    source = tl.broadcast_to((lane - shift) & (pairs.shape[AXIS] - 1), pairs.shape)
+    rotated = tl.gather(pairs, source, AXIS)
+    before = tl.gather(pairs, (source - 1) & (pairs.shape[AXIS] - 1), AXIS)
+    return tl.where(odd != 0, (rotated << 16) | ((before >> 16) & 0xFFFF), rotated)
 
 
 @triton.jit

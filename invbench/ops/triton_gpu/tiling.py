@@ -364,11 +364,13 @@ def cost(cut: Cut) -> float:
 
 def cuts(kernel: str, problem: Problem, chip: Chip) -> Iterator[Cut]:
     """All cuts worth a try: up to 8 units, strips that halve the image again and again, up to 8 small images."""
-    # Programs of many registers have few warps.
+    # Programs of many registers have few warps; of more, compilers would also spill a few so that one more has room.
+    is_folded = Cut(kernel, problem, Tile(1, 1), chip).fold > 1
     most = MOST_WARPS if chip.lanes == 32 and kernel != GRAD_HIDDEN else MOST_WARPS // 2
-    most = min(most, 4) if chip.is_short_of_registers and kernel in (FORWARD, BANDED_FORWARD) else most
-    if kernel == BANDED_GRAD_WEIGHT and Cut(kernel, problem, Tile(1, 1), chip).fold > 1:
-        most = min(most, 4)  # of more, compilers spill a register so that one more program has room
+    if kernel == BANDED_GRAD_WEIGHT and is_folded:
+        most = min(most, 4)
+    if chip.is_short_of_registers and kernel in (FORWARD, BANDED_FORWARD):
+        most = min(most, 2 if kernel == BANDED_FORWARD and is_folded else 4)
     if chip.lanes == 64 and problem.hidden_channels > 64 and kernel in (FORWARD, GRAD_X):
         most = 1
     most = max(1, most // Cut(kernel, problem, Tile(1, 1), chip).parts)
