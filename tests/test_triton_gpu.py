@@ -54,6 +54,8 @@ MORE_BUILDS = [
     for dtype, K, aligned in (
         ("bfloat16", 3, True),
         ("bfloat16", 11, True),
+        ("float16", 3, True),
+        ("float16", 7, True),
         ("float32", 11, True),
         ("float64", 7, True),
         ("float32", 7, False),

@@ -44,13 +44,13 @@ def joined(low, high):
 
 @triton.jit
 def rounded_pairs_of(values, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    """``pairs_of`` values [B, M, 2 * P] in float32, rounded to DTYPE: [B, M, P].
+    """``pairs_of`` values [B, M, 2 * P], rounded to DTYPE: [B, M, P].
 
-    With PTX, by the one instruction that rounds both and writes them side by side. Compilers find it for two values
-    that are stored next to each other, not for two that are joined: those they round one by one, on a unit that takes a
-    warp eight cycles.
+    With PTX, those in float32 by the one instruction that rounds both and writes them side by side. Compilers find it
+    for two values that are stored next to each other, not for two that are joined: those they round one by one, on a
+    unit that takes a warp eight cycles.
     """
-    if PTX:
+    if PTX and values.dtype == tl.float32:
         low, high = tl.split(tl.reshape(values, [values.shape[0], values.shape[1], values.shape[2] // 2, 2]))
         IS_HALF: tl.constexpr = DTYPE == tl.float16  # noqa: SIM300 -- a type is no constant
         ROUND: tl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;" if IS_HALF else "cvt.rn.bf16x2.f32 $0, $2, $1;"
@@ -156,8 +156,7 @@ def rotated_pairs_of(taps, shift, odd, DTYPE: tl.constexpr, PTX: tl.constexpr):
     PAIRS: tl.constexpr = taps.shape[2] // 2
     # From a product, each unit is left to its warp; more rows than one tile of it has are not, in either way.
     if taps.dtype == tl.float32 or M > 16:
-        pairs = rounded_pairs_of(taps, DTYPE, PTX) if taps.dtype == tl.float32 else pairs_of(taps.to(DTYPE))
-        shift, odd = shift[None, :, None], odd[None, :, None]
+        pairs, shift, odd = rounded_pairs_of(taps, DTYPE, PTX), shift[None, :, None], odd[None, :, None]
         rotated = _rotated(pairs, tl.arange(0, PAIRS)[None, None, :], shift, odd, 2)
     else:  # loaded taps by eight rows and behind the units, so that a gather leaves these to their warps, too
         low, high = tl.split(tl.permute(tl.reshape(taps, [B, M // 8, 8, PAIRS, 2]), [1, 0, 2, 3, 4]))

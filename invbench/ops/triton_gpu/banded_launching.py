@@ -14,7 +14,7 @@ from invbench.ops.triton_gpu.banded_kernels import (
     banded_grad_x_kernel,
 )  # fmt: skip
 from invbench.ops.triton_gpu.launching import INT32_MAX, INTERPRETED, ROWS_MAX, TRITON_VERSION, Launch
-from invbench.ops.triton_gpu.span_launching import chip_of, rows_of_forward
+from invbench.ops.triton_gpu.span_launching import chip_of, rows_of_forward, takes_ptx
 from invbench.ops.triton_gpu.tiling import (
     BANDED_FORWARD,
     BANDED_GRAD_WEIGHT,
@@ -89,7 +89,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Cut) -> Launch:
     if cut.kernel == BANDED_FORWARD:
         more = rows_of_forward(cut)
     elif cut.kernel == BANDED_GRAD_WEIGHT:
-        more = {"Q": p.columns, "PTX": cut.chip.rounds_pairs and not INTERPRETED}
+        more = {"Q": p.columns, "PTX": takes_ptx(cut)}
     return Launch(
         kernel=kernel,
         programs=cut.programs,

@@ -186,8 +186,13 @@ def _constants(cut: Cut) -> dict[str, Any]:
         "UNITS": cut.tile.units,
         "FOLD": cut.fold,
         "EXACT": INTERPRETED,
-        "PTX": cut.chip.rounds_pairs and not INTERPRETED,
+        "PTX": takes_ptx(cut),
     }
+
+
+def takes_ptx(cut: Cut) -> bool:
+    """Whether a kernel rounds by an instruction of its own, which no interpreter runs."""
+    return cut.chip.rounds_pairs and not INTERPRETED
 
 
 def rows_of_forward(cut: Cut) -> dict[str, int]:

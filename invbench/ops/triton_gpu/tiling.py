@@ -170,7 +170,7 @@ class Cut:
             each, most = R * p.slots // 32 + p.slots // 2 + 8, SUM_REGISTERS - 24 * skips
         elif self.kernel in (FORWARD, GRAD_X) and self.chip.lanes == 32:
             # Wide windows, strides and folded lines take more of them elsewhere.
-            each, most = R * p.slots // 64 + 8, KEPT_REGISTERS - 32 * is_wide - 8 * (self.fold - 1)
+            each, most = self._row_registers, KEPT_REGISTERS - 32 * is_wide - 8 * (self.fold - 1)
         else:
             return 1
         parts = 1
@@ -182,6 +182,11 @@ class Cut:
     def part_rows(self) -> int:
         """Window rows of a part."""
         return self._rows_of(self.parts)
+
+    @property
+    def _row_registers(self) -> int:
+        """Registers of a thread for what a warp of 32 lanes keeps of one window row."""
+        return self.problem.hidden_channels * self.problem.slots // 64 + 8
 
     def _rows_of(self, parts: int) -> int:
         K, stride = self.problem.window.K, self.problem.window.stride
@@ -213,7 +218,7 @@ class Cut:
         R = self.problem.hidden_channels
         if self.kernel in (GRAD_HIDDEN, GRAD_SPAN) or self.chip.lanes != 32:
             return R <= KEPT_CHANNELS
-        return self.part_rows * (R * self.problem.slots // 64 + 8) <= KEPT_REGISTERS
+        return self.part_rows * self._row_registers <= KEPT_REGISTERS
 
     @property
     def with_hidden(self) -> bool:
